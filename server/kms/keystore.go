@@ -1,0 +1,115 @@
+package kms
+
+import (
+	"context"
+	"crypto"
+	"errors"
+
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
+)
+
+// Errors that a KeyStore answers with, possibly wrapped. Context errors pass
+// through as they are. Everything else is an internal fault.
+var (
+	// ErrNotAuthentic: a sealed value or an RSA ciphertext does not open. No
+	// reason is given, and none may be derived from timing.
+	ErrNotAuthentic = errors.New("does not open")
+	// ErrStoreUnavailable: the key store cannot work now.
+	ErrStoreUnavailable = errors.New("key store unavailable")
+	// ErrKeyMissing: the store works, and the object is not in it.
+	ErrKeyMissing = errors.New("key material not found in the key store")
+	// ErrUnsupported: the store cannot do it; the text names the mechanism.
+	ErrUnsupported = errors.New("not supported by the key store")
+)
+
+// Sealed is what sealing returns and opening takes. IV is 12 to 16 bytes,
+// Meta at most 20, Tag 16.
+type Sealed struct {
+	IV, Meta, Ciphertext, Tag []byte
+}
+
+// KeyStore is where key material lives and does its work. The core assumes
+// nothing of how: a PKCS#11 token, an external proxy.
+//
+// A store may have the powers Generator, Signer, MACer, Decrypter and
+// RandomSource as well; the core finds out by type assertion and answers
+// UnsupportedOperationException where one is missing.
+//
+// All methods of all powers may be called concurrently and obey ctx: they
+// return at its end even where the store hangs. Inputs are not changed and
+// not kept after the return; outputs belong to the caller.
+type KeyStore interface {
+	// Seal encrypts with AES-256-GCM and a tag of 128 bits. aad is not empty.
+	Seal(ctx context.Context, l Locator, aad, plaintext []byte) (Sealed, error)
+
+	// Open is the inverse. ErrNotAuthentic.
+	Open(ctx context.Context, l Locator, aad []byte, s Sealed) ([]byte, error)
+
+	// Supports returns nil where the store can hold such a key and do with it
+	// what the usage says, else ErrUnsupported naming the mechanism.
+	Supports(spec keyholdv1.KeySpec, usage keyholdv1.KeyUsageType) error
+
+	// Health returns nil where the store works as far as it knows, else why
+	// not, in words for an operator. It does not block.
+	Health() error
+}
+
+// Generator makes and destroys key material.
+type Generator interface {
+	// Generate makes the material at l. When it returns nil the material is
+	// durable, and what the returned custody says has been proven. When it
+	// returns an error nothing is left behind, as far as the store lets it
+	// be known.
+	Generate(ctx context.Context, l Locator) (keyholdv1.KeyCustodyType, error)
+
+	// Destroy removes the material, durably. ErrKeyMissing where none is.
+	Destroy(ctx context.Context, l Locator) error
+
+	// Retire drops what the store keeps ready for fast use of l, after the
+	// operations that use it now have ended. The material stays.
+	Retire(l Locator)
+
+	// Inventory lists all objects in the store, ours or not.
+	Inventory(ctx context.Context) ([]StoredObject, error)
+}
+
+// StoredObject is one object of an inventory. A key pair is two.
+type StoredObject struct {
+	ID    []byte
+	Label string
+	// Class is the PKCS#11 class, such as "secret key" or "private key".
+	Class string
+}
+
+// Signer makes signatures.
+type Signer interface {
+	// Sign signs input: a digest of the algorithm's length, or for
+	// ED25519_SHA_512 the message. ECDSA signatures are DER.
+	Sign(ctx context.Context, l Locator, alg keyholdv1.SigningAlgorithmSpec, input []byte) ([]byte, error)
+}
+
+// PublicKeySource knows the public half of its key pairs.
+type PublicKeySource interface {
+	// PublicKey returns the DER of the SubjectPublicKeyInfo. The caller does
+	// not change it.
+	PublicKey(ctx context.Context, l Locator) ([]byte, error)
+}
+
+// Decrypter does RSAES-OAEP.
+type Decrypter interface {
+	// DecryptOAEP opens an RSA ciphertext; hash is SHA-1 or SHA-256 and
+	// serves MGF1 as well; the label is empty. ErrNotAuthentic.
+	DecryptOAEP(ctx context.Context, l Locator, hash crypto.Hash, ciphertext []byte) ([]byte, error)
+}
+
+// MACer computes HMACs.
+type MACer interface {
+	// MAC returns the full HMAC of message; the hash follows from l.Spec.
+	MAC(ctx context.Context, l Locator, message []byte) ([]byte, error)
+}
+
+// RandomSource has a random number generator of its own.
+type RandomSource interface {
+	// Random returns n bytes, 1 to 1,024.
+	Random(ctx context.Context, n int) ([]byte, error)
+}
