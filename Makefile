@@ -113,9 +113,10 @@ check-breaking:
 		echo "$$base has no proto/ yet: there is nothing to compare the API with"; exit 0; \
 	fi; \
 	rm -rf .gen/base && mkdir -p .gen/base/.gen && \
-	git archive --format=tar -o .gen/base.tar "$$base" proto buf.yaml && \
-	tar -xf .gen/base.tar -C .gen/base && cp -R .gen/proto .gen/base/.gen/proto && \
-	$(BUF) breaking --against .gen/base && echo "compatible with $$base"
+	git archive --format=tar -o .gen/base/base.tar "$$base" buf.yaml ':(glob)proto/**/*.proto' && \
+	(cd .gen/base && tar -xf base.tar) && cp -R .gen/proto .gen/base/.gen/proto && \
+	$(BUF) breaking --against .gen/base && echo "compatible with $$base"; \
+	status=$$?; rm -rf .gen/base; exit $$status
 
 check-vet:
 	@echo "== go vet"

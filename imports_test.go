@@ -1,0 +1,344 @@
+package keyhold_test
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/keyhold/keyhold/"
+
+// reasons maps an allowed import to why it is allowed.
+type reasons map[string]string
+
+// internalImports is a statement of policy: which packages of ours each
+// package of ours may import, in code that is not a test. Imports point one
+// way: cmd, server, doors, kms, then {policy, audit, identity, hsm}; leaves
+// import nothing of ours. The generated proto package may be imported by all.
+//
+// It is not edited to make a build pass. A new line is a decision about the
+// architecture and says its reason; ARCHITECTURE.md shows the picture.
+var internalImports = map[string]reasons{
+	"proto/keyhold/v1": {},
+	"proto/awsjson":    {},
+
+	"hsm/pubkey": {},
+	"hsm": {
+		"hsm/pubkey": "public keys leave as SPKI, and pairwise tests are made with host code",
+	},
+	"hsm/witness": {
+		"hsm/pubkey": "it checks what one library made with the other, by the public key",
+	},
+	"hsm/hsmtest": {
+		"hsm":                 "the suite that every token must pass",
+		"hsm/hsmtest/vectors": "the vectors that the suite uses",
+		"hsm/pubkey":          "host code that must agree with the token",
+		"softhsm-config":      "its fixture is a SoftHSM token",
+	},
+	"hsm/hsmtest/vectors": {},
+	"softhsm-config": {
+		"hsm": "it initialises tokens through the sole importer of PKCS#11",
+	},
+
+	"server/policy":   {},
+	"server/identity": {},
+	"server/audit":    {},
+
+	"server/kms": {
+		"server/policy":   "the decision of step 6",
+		"server/identity": "who calls",
+		"server/audit":    "steps 10 and 12: the records",
+		"hsm/pubkey":      "public-key operations are done on the host",
+		"proto/awsjson":   "audit events show requests as AWS's JSON",
+	},
+	"server/kms/tokenstore": {
+		"server/kms": "it implements kms.KeyStore",
+		"hsm":        "over a token; the core itself knows no PKCS#11",
+	},
+
+	"server/store/sqlite": {
+		"server/kms":      "it implements kms.Store",
+		"server/identity": "the records of identity live there too",
+	},
+	"server/store/storetest": {
+		"server/kms":      "the promises of kms.Store, as subtests",
+		"server/identity": "the records of identity live there too",
+	},
+
+	"server/grpcapi": {
+		"server/kms":      "a door calls the core",
+		"server/identity": "a door authenticates",
+	},
+	"server/adminapi": {
+		"server/kms": "metrics and readiness of the core",
+	},
+	"server": {
+		"server/kms":            "wiring",
+		"server/kms/tokenstore": "wiring",
+		"server/store/sqlite":   "wiring",
+		"server/audit":          "wiring",
+		"server/identity":       "wiring",
+		"server/policy":         "wiring",
+		"server/grpcapi":        "wiring",
+		"server/adminapi":       "wiring",
+		"hsm":                   "wiring",
+	},
+
+	"client": {},
+	"cmd/keyhold": {
+		"client":        "the tool is a client",
+		"proto/awsjson": "--output json has AWS's member names",
+		"server/audit":  "keyhold audit verify, offline",
+	},
+	"cmd/keyholdd": {
+		"server":                "the daemon",
+		"server/kms":            "init and doctor look at the store",
+		"server/store/sqlite":   "init and doctor look at the store",
+		"server/audit":          "init and doctor look at the journal",
+		"server/identity":       "dev and init make the first principal",
+		"hsm":                   "doctor looks at tokens without a server",
+		"hsm/witness":           "doctor runs the witness",
+		"softhsm-config":        "dev makes its token",
+		"server/kms/tokenstore": "doctor reports what the core could do with a token",
+	},
+}
+
+// outsideImports says who may import what from other modules; tests count. A
+// module's path covers the packages below it. A new dependency is argued in
+// its commit.
+var outsideImports = map[string]struct {
+	reason   string
+	users    []string // packages of ours, as patterns of the go command
+	testOnly bool     // may be imported by tests, and by hsmtest, only
+}{
+	"github.com/miekg/pkcs11": {
+		reason: "PKCS#11 is spoken in one place",
+		users:  []string{"hsm", "hsm/hsmtest"},
+	},
+	"github.com/ThalesIgnite/crypto11": {
+		reason: "the independent witness; it wants to own C_Initialize, so nobody else may load it",
+		users:  []string{"hsm/witness"},
+	},
+	"github.com/mattn/go-sqlite3": {
+		reason: "the embedded store",
+		users:  []string{"server/store/sqlite"},
+	},
+	"google.golang.org/grpc": {
+		reason: "the wire; the core does not know it",
+		users:  []string{"proto/keyhold/v1", "server/grpcapi", "client", "server", "cmd/..."},
+	},
+	"google.golang.org/genproto/googleapis/rpc": {
+		reason: "ErrorInfo in a gRPC status",
+		users:  []string{"server/grpcapi", "client"},
+	},
+	"google.golang.org/protobuf": {
+		reason: "the API's messages and descriptors",
+		users:  []string{"proto/...", "server/kms", "server/grpcapi", "client", "cmd/..."},
+	},
+	"buf.build/gen/go/bufbuild/protovalidate": {
+		reason: "options of the fields, imported by generated code",
+		users:  []string{"proto/...", "server/kms"},
+	},
+	"buf.build/go/protovalidate": {
+		reason: "step 2, for every door",
+		users:  []string{"server/kms"},
+	},
+	"github.com/prometheus/client_golang": {
+		reason: "/metrics",
+		users:  []string{"server", "server/adminapi"},
+	},
+	"github.com/prometheus/client_model": {
+		reason:   "tests read metrics",
+		users:    []string{"server", "server/adminapi"},
+		testOnly: true,
+	},
+	"github.com/spf13/cobra": {
+		reason: "commands, flags and shell completion",
+		users:  []string{"cmd/..."},
+	},
+	"go.yaml.in/yaml/v3": {
+		reason: "configuration",
+		users:  []string{"server", "cmd/..."},
+	},
+	"github.com/google/uuid": {
+		reason: "key ids",
+		users:  []string{"server/kms", "server/audit"},
+	},
+	"github.com/decred/dcrd/dcrec/secp256k1/v4": {
+		reason: "the curve that the standard library lacks; host side only",
+		users:  []string{"hsm/pubkey"},
+	},
+	"golang.org/x/sys": {
+		reason: "fallocate, fdatasync, flock, resource limits",
+		users:  []string{"hsm", "server/audit", "server/store/sqlite", "server", "cmd/..."},
+	},
+	"golang.org/x/time": {
+		reason: "rate limits",
+		users:  []string{"server/kms", "server/grpcapi"},
+	},
+	"golang.org/x/sync": {
+		reason: "groups of goroutines",
+		users:  []string{"..."},
+	},
+	"golang.org/x/crypto": {
+		reason: "what the standard library lacks; no second implementation of what the token does",
+		users:  []string{"hsm/...", "server/...", "cmd/..."},
+	},
+	"github.com/c2sp/wycheproof": {
+		reason:   "vectors",
+		users:    []string{"hsm/..."},
+		testOnly: true,
+	},
+	"github.com/google/go-cmp":        {reason: "differences in tests", users: []string{"..."}, testOnly: true},
+	"github.com/rogpeppe/go-internal": {reason: "testscript, end to end", users: []string{"cmd/..."}, testOnly: true},
+	"go.uber.org/goleak":              {reason: "no goroutine is left behind", users: []string{"..."}, testOnly: true},
+}
+
+// guardedStandard says who may import these packages of the standard library,
+// in code that is not a test. All others are free.
+var guardedStandard = map[string]reasons{
+	"C": {
+		"hsm":         "calls of the PKCS#11 library",
+		"hsm/hsmtest": "the fault-injecting module",
+	},
+	"unsafe": {
+		"hsm":              "buffers handed to C",
+		"hsm/hsmtest":      "buffers handed to C",
+		"proto/keyhold/v1": "generated code",
+	},
+	"database/sql": {
+		"server/store/sqlite": "SQL stays behind kms.Store",
+	},
+	"os/exec": {
+		"cmd/keyholdd": "the witness runs in a child process",
+		"hsm/witness":  "the witness runs in a child process",
+	},
+	"net/http": {
+		"server":          "it runs the admin listener",
+		"server/adminapi": "the admin listener is HTTP",
+		"cmd/keyhold":     "keyhold status asks the admin listener",
+	},
+	"log":            {}, // a *slog.Logger is passed in
+	"math/rand":      {}, // what is random here decides about secrets
+	"math/rand/v2":   {}, // the same
+	"net/http/pprof": {}, // it registers itself, and a heap profile is a copy of secrets' whereabouts
+	"plugin":         {},
+}
+
+func TestImports(t *testing.T) {
+	files := goFiles(t)
+	seen := map[string]bool{}
+	for _, f := range files {
+		if !f.test {
+			seen[f.pkg] = true
+		}
+		for _, imp := range f.imports {
+			if err := checkImport(f, imp); err != nil {
+				t.Errorf("%s: %v", f.path, err)
+			}
+		}
+	}
+	for pkg := range seen {
+		if _, ok := internalImports[pkg]; !ok {
+			t.Errorf("package %s has no row in internalImports: decide what it may import, and say why", pkg)
+		}
+	}
+	for pkg, allowed := range internalImports {
+		if !seen[pkg] {
+			t.Errorf("internalImports has a row for %s, which is not there", pkg)
+		}
+		for imp, reason := range allowed {
+			if !seen[imp] {
+				t.Errorf("%s may import %s, which is not there", pkg, imp)
+			}
+			if reason == "" {
+				t.Errorf("%s may import %s: no reason", pkg, imp)
+			}
+		}
+	}
+}
+
+// checkImport says what is wrong with an import, or nil.
+func checkImport(f goFile, imp string) error {
+	if own, ok := strings.CutPrefix(imp, module); ok {
+		if f.test || own == "proto/keyhold/v1" || internalImports[f.pkg][own] != "" {
+			return nil
+		}
+		return fmt.Errorf("%s may not import %s: imports point one way (internalImports)", f.pkg, own)
+	}
+	if first, _, _ := strings.Cut(imp, "/"); strings.Contains(first, ".") {
+		return checkOutside(f, imp)
+	}
+	if who, guarded := guardedStandard[imp]; guarded && !f.test && who[f.pkg] == "" {
+		return fmt.Errorf("%s may not import %q; those who may: %v (guardedStandard)", f.pkg, imp, slices.Sorted(maps.Keys(who)))
+	}
+	return nil
+}
+
+func checkOutside(f goFile, imp string) error {
+	for path, rule := range outsideImports {
+		if !within(imp, path) {
+			continue
+		}
+		if rule.testOnly && !f.test && !within(f.pkg, "hsm/hsmtest") {
+			return fmt.Errorf("%s is for tests only", path)
+		}
+		if slices.ContainsFunc(rule.users, func(pattern string) bool { return matches(pattern, f.pkg) }) {
+			return nil
+		}
+		return fmt.Errorf("%s may not import %s: %s (outsideImports)", f.pkg, imp, rule.reason)
+	}
+	return fmt.Errorf("%s imports %s, a module without a row in outsideImports: say who may use it, and why", f.pkg, imp)
+}
+
+// within reports whether path is dir or below it.
+func within(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
+
+// matches reports whether pkg is pattern, or below a pattern that ends in "...".
+func matches(pattern, pkg string) bool {
+	if pattern == "..." {
+		return true
+	}
+	if dir, ok := strings.CutSuffix(pattern, "/..."); ok {
+		return within(pkg, dir)
+	}
+	return pkg == pattern
+}
+
+// TestImportPolicyRefuses shows that the check above can fail.
+func TestImportPolicyRefuses(t *testing.T) {
+	for _, c := range []struct {
+		name, pkg, imp string
+		test, ok       bool
+	}{
+		{name: "a door may call the core", pkg: "server/grpcapi", imp: module + "server/kms", ok: true},
+		{name: "the core may not call a door", pkg: "server/kms", imp: module + "server/grpcapi"},
+		{name: "the core may not know PKCS#11", pkg: "server/kms", imp: module + "hsm"},
+		{name: "its test may", pkg: "server/kms", imp: module + "hsm/hsmtest", test: true, ok: true},
+		{name: "a leaf imports the proto", pkg: "server/policy", imp: module + "proto/keyhold/v1", ok: true},
+		{name: "hsm speaks PKCS#11", pkg: "hsm", imp: "github.com/miekg/pkcs11", ok: true},
+		{name: "its fixture does", pkg: "hsm/hsmtest", imp: "github.com/miekg/pkcs11", ok: true},
+		{name: "below it nobody else does", pkg: "hsm/pubkey", imp: "github.com/miekg/pkcs11"},
+		{name: "not even a test", pkg: "server/kms", imp: "github.com/miekg/pkcs11", test: true},
+		{name: "the witness does not", pkg: "hsm/witness", imp: "github.com/miekg/pkcs11"},
+		{name: "crypto11 is the witness's", pkg: "hsm/witness", imp: "github.com/ThalesIgnite/crypto11", ok: true},
+		{name: "and only its", pkg: "hsm", imp: "github.com/ThalesIgnite/crypto11"},
+		{name: "the core does not know gRPC", pkg: "server/kms", imp: "google.golang.org/grpc/codes"},
+		{name: "the door does", pkg: "server/grpcapi", imp: "google.golang.org/grpc/codes", ok: true},
+		{name: "an unknown module", pkg: "server", imp: "example.com/left-pad"},
+		{name: "a test library in a test", pkg: "client", imp: "github.com/google/go-cmp/cmp", test: true, ok: true},
+		{name: "a test library elsewhere", pkg: "client", imp: "github.com/google/go-cmp/cmp"},
+		{name: "the global logger", pkg: "server", imp: "log"},
+		{name: "the passed one", pkg: "server", imp: "log/slog", ok: true},
+		{name: "cgo in the tool", pkg: "cmd/keyhold", imp: "C"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			err := checkImport(goFile{pkg: c.pkg, test: c.test}, c.imp)
+			if (err == nil) != c.ok {
+				t.Errorf("checkImport(%s, %s) = %v, want allowed %t", c.pkg, c.imp, err, c.ok)
+			}
+		})
+	}
+}
