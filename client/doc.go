@@ -1,0 +1,26 @@
+// Package client talks to a Keyhold server over gRPC with mutual TLS.
+//
+// [Dial] takes a [Config] and returns a [Client] with the two services of
+// keyhold.v1 as typed clients:
+//
+//	c, err := client.Dial(client.Config{
+//		Addr:     "kms.example.org:9443",
+//		CAFile:   "/etc/keyhold/ca.pem",
+//		CertFile: "/etc/keyhold/client.pem",
+//		KeyFile:  "/etc/keyhold/client.key",
+//	})
+//	…
+//	resp, err := c.Crypto.Encrypt(ctx, &keyholdv1.EncryptRequest{…})
+//
+// What it promises: TLS 1.3 or nothing; the server's certificate is always
+// checked; certificate files are read again at each handshake, so that
+// short-lived certificates can be renewed under a running program; no call
+// waits longer than its context's deadline, or [Config].Timeout if it has
+// none. [ErrorFrom] makes the exception's name, the fields at fault and the
+// request id readable from what a call returned.
+//
+// What it does not do: retry, cache data keys, or keep plaintext away from the
+// memory of the process that asked for it. It ignores the proxy settings of
+// the environment: the connection carries plaintext, and goes straight to
+// Addr.
+package client
