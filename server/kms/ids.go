@@ -9,23 +9,12 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
+
+	"github.com/keyhold/keyhold/server/identity"
 )
 
 // AccountID is an account: 12 decimal digits.
-type AccountID string
-
-// Valid reports whether a is 12 decimal digits.
-func (a AccountID) Valid() bool {
-	if len(a) != 12 {
-		return false
-	}
-	for _, c := range []byte(a) {
-		if c < '0' || c > '9' {
-			return false
-		}
-	}
-	return true
-}
+type AccountID = identity.AccountID
 
 // Region is a region's name, such as us-east-1.
 type Region string

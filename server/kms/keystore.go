@@ -86,6 +86,10 @@ type Signer interface {
 	// Sign signs input: a digest of the algorithm's length, or for
 	// ED25519_SHA_512 the message. ECDSA signatures are DER.
 	Sign(ctx context.Context, l Locator, alg keyholdv1.SigningAlgorithmSpec, input []byte) ([]byte, error)
+
+	// CanSign returns nil where the algorithm is proven to work, else
+	// ErrUnsupported naming the mechanism.
+	CanSign(alg keyholdv1.SigningAlgorithmSpec) error
 }
 
 // PublicKeySource knows the public half of its key pairs.

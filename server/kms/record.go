@@ -33,6 +33,11 @@ type KeyRecord struct {
 	DeletionDate      time.Time
 	PendingWindowDays int
 
+	// Destroying is set, in PENDING_DELETION, before the material is touched.
+	// From then on there is no way back, and the work is finished after a
+	// crash.
+	Destroying bool
+
 	// Versions holds every version of the material, oldest first. The last
 	// one encrypts. Never empty but in CREATING.
 	Versions []KeyVersion

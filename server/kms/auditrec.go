@@ -1,0 +1,104 @@
+package kms
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
+	"github.com/keyhold/keyhold/server/audit"
+)
+
+// recordIntent is step 10. A change of keys is announced before it is made,
+// so that a crash between act and outcome leaves a trace, and so that nothing
+// is changed while the audit log does not write.
+func (s *Service) recordIntent(ctx context.Context, c *call) error {
+	if !c.op.mutates() {
+		return nil
+	}
+	if err := s.record(ctx, c, audit.PhaseIntent, nil, nil); err != nil {
+		return &Error{Code: CodeInternal, Message: internalMessage, Unavailable: true, cause: fmt.Errorf("%w: %w", errNoRecord, err)}
+	}
+	return nil
+}
+
+// recordOutcome is step 12. The record is made even when the caller has gone:
+// what was done was done.
+func (s *Service) recordOutcome(ctx context.Context, c *call, resp proto.Message, failure *Error) error {
+	phase := audit.PhaseNone
+	if c.op.mutates() {
+		phase = audit.PhaseOutcome
+	}
+	return s.record(context.WithoutCancel(ctx), c, phase, resp, failure)
+}
+
+// recordBuffers are reused: a record is copied by the journal before Append
+// returns.
+var recordBuffers = sync.Pool{New: func() any { return new(recordBuffer) }}
+
+type recordBuffer struct{ event, params, elements []byte }
+
+// maxPooledBytes keeps one giant record from staying in memory for ever.
+const maxPooledBytes = 64 << 10
+
+func (s *Service) record(ctx context.Context, c *call, phase audit.Phase, resp proto.Message, failure *Error) error {
+	buf := recordBuffers.Get().(*recordBuffer) //nolint:forcetypeassert // the only type stored
+	defer func() {
+		if cap(buf.event)+cap(buf.params)+cap(buf.elements) <= maxPooledBytes {
+			recordBuffers.Put(buf)
+		}
+	}()
+	e := s.event(c, phase, failure)
+	buf.params, buf.elements = buf.params[:0], buf.elements[:0]
+	if c.validated {
+		buf.params = s.params.AppendMessage(buf.params, c.req)
+		e.RequestParameters = buf.params
+	}
+	if c.op.mutates() && resp != nil {
+		buf.elements = s.params.AppendMessage(buf.elements, resp)
+		e.ResponseElements = buf.elements
+	}
+	buf.event = e.AppendJSON(buf.event[:0])
+
+	class, durability := audit.Normal, audit.Synced
+	if failure != nil || c.op.protected {
+		class = audit.Protected
+	}
+	if c.op.spec.GetPlane() == keyholdv1.Plane_PLANE_DATA && failure == nil {
+		durability = s.durability
+	}
+	start := s.now()
+	_, err := s.journal.Append(ctx, class, durability, buf.event)
+	c.timing.Audit += s.now().Sub(start)
+	return err
+}
+
+// event fills in what every record has.
+func (s *Service) event(c *call, phase audit.Phase, failure *Error) *audit.Event {
+	p := c.caller.Principal
+	e := &audit.Event{
+		UserIdentity: audit.UserIdentity{
+			Type: p.Type, ARN: p.ARN, PrincipalID: p.ARN, AccountID: string(p.Account), UserName: p.Name,
+		},
+		EventTime: c.start, EventName: c.op.name, AWSRegion: string(c.region),
+		SourceIPAddress: c.caller.SourceIP, UserAgent: c.caller.UserAgent,
+		Phase: phase, Additional: append([]audit.Member{{Key: "door", Value: c.caller.Door}, {Key: "subject", Value: c.caller.Subject}}, c.facts...),
+		RequestID: c.caller.RequestID, EventID: newEventID(), ReadOnly: !c.op.mutates(),
+		RecipientAccountID: string(p.Account),
+		TLS:                audit.TLSDetails{Version: c.caller.TLSVersion, CipherSuite: c.caller.CipherSuite},
+	}
+	if failure != nil {
+		e.ErrorCode, e.ErrorMessage = string(failure.Code), failure.Message
+	}
+	for i := range c.subjects {
+		if sub := &c.subjects[i]; sub.rec != nil {
+			e.Resources = append(e.Resources, audit.Resource{ARN: sub.arn, AccountID: string(sub.account)})
+		}
+	}
+	return e
+}
+
+func newEventID() string { return uuid.NewString() }

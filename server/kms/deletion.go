@@ -1,0 +1,121 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
+	"github.com/keyhold/keyhold/server/audit"
+)
+
+// Run does what is due by time rather than by request: it reconciles records
+// with the token once both can be read, carries out deletions and keeps the
+// clock's tick. It returns when ctx ends.
+func (s *Service) Run(ctx context.Context) {
+	ticker := time.NewTicker(s.maintenance)
+	defer ticker.Stop()
+	reconciled := false
+	for {
+		reconciled = reconciled || s.tryReconcile(ctx)
+		s.Maintain(ctx)
+		// Until the first reconciliation look more often: the token may still
+		// be waking up.
+		var soon <-chan time.Time
+		if !reconciled {
+			soon = time.After(time.Second)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		case <-soon:
+		}
+	}
+}
+
+// Maintain does one round of timed work: the clock's tick, then deletions
+// that are due, unless the clock is in doubt.
+func (s *Service) Maintain(ctx context.Context) {
+	now := s.now()
+	if err := s.checkClock(ctx, now); err != nil {
+		return // logged by it
+	}
+	s.keys.each(func(e *entry) {
+		r := e.rec.Load()
+		due := r.State == keyholdv1.KeyState_KEY_STATE_PENDING_DELETION && !r.DeletionDate.After(now)
+		if !due || ctx.Err() != nil {
+			return
+		}
+		if err := s.deleteKey(ctx, e); err != nil {
+			s.log.ErrorContext(ctx, "key that is due was not deleted, it will be tried again", "key", e.arn, "err", err)
+		}
+	})
+}
+
+// deleteKey destroys a key whose waiting period is over: mark it in the store
+// so that there is no way back, destroy the material, remove the record. Each
+// step may be repeated after a crash.
+func (s *Service) deleteKey(ctx context.Context, e *entry) error {
+	e.writes.Lock()
+	defer e.writes.Unlock()
+	r := e.rec.Load()
+	if e.removed || r.State != keyholdv1.KeyState_KEY_STATE_PENDING_DELETION {
+		return nil // cancelled meanwhile
+	}
+	gen, ok := s.regions[r.Region].(Generator)
+	if !ok {
+		return fmt.Errorf("%w: key destruction", ErrUnsupported)
+	}
+	if err := s.recordOwn(ctx, "DeleteKey", e.arn, r.Account, r.Region, audit.PhaseIntent, nil); err != nil {
+		return fmt.Errorf("%w: %w", errNoRecord, err)
+	}
+	err := s.destroy(ctx, gen, e)
+	if auditErr := s.recordOwn(context.WithoutCancel(ctx), "DeleteKey", e.arn, r.Account, r.Region, audit.PhaseOutcome, err); auditErr != nil {
+		return errors.Join(err, fmt.Errorf("outcome not recorded: %w", auditErr))
+	}
+	return err
+}
+
+func (s *Service) destroy(ctx context.Context, gen Generator, e *entry) error {
+	next := e.rec.Load().Clone()
+	if !next.Destroying {
+		next.Destroying = true
+		if err := s.store.UpdateKey(ctx, next); err != nil {
+			return fmt.Errorf("mark as being deleted: %w", err)
+		}
+		s.keys.put(next)
+	}
+	for i := range next.Versions {
+		if err := gen.Destroy(ctx, next.Versions[i].Locator); err != nil && !errors.Is(err, ErrKeyMissing) {
+			return fmt.Errorf("destroy the material: %w", err)
+		}
+	}
+	// The material is gone; its record follows even when the caller does.
+	if err := s.store.DeleteKey(context.WithoutCancel(ctx), next.ID, next.Revision); err != nil && !errors.Is(err, ErrNotFound) {
+		return fmt.Errorf("remove the record: %w", err)
+	}
+	e.removed = true
+	s.keys.remove(next)
+	s.log.InfoContext(ctx, "key deleted", "key", e.arn)
+	return nil
+}
+
+// recordOwn records what the service does by itself.
+func (s *Service) recordOwn(ctx context.Context, name, arn string, account AccountID, region Region, phase audit.Phase, failure error) error {
+	e := &audit.Event{
+		UserIdentity: audit.UserIdentity{Type: "AWSService", InvokedBy: ownName}, EventTime: s.now(), EventName: name,
+		AWSRegion: string(region), SourceIPAddress: ownName, UserAgent: ownName, Phase: phase, EventID: newEventID(),
+		EventType: audit.TypeService, RecipientAccountID: string(account),
+		Resources: []audit.Resource{{ARN: arn, AccountID: string(account)}},
+	}
+	if failure != nil {
+		e.ErrorCode, e.ErrorMessage = string(CodeInternal), internalMessage
+	}
+	_, err := s.journal.Append(ctx, audit.Protected, audit.Synced, e.AppendJSON(nil))
+	return err
+}
+
+// ownName is who did what nobody asked for.
+const ownName = "keyhold"

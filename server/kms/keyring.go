@@ -1,0 +1,284 @@
+package kms
+
+import (
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/keyhold/keyhold/hsm/pubkey"
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
+)
+
+// keyring holds every key and alias in memory. The data plane reads nothing
+// else. Look-ups by id and by alias take no lock; lists and changes do.
+//
+// Every change goes to the store first and comes here with the revision that
+// the store gave it; older revisions never replace newer ones, so changes may
+// arrive in any order.
+type keyring struct {
+	keys    sync.Map // KeyID -> *entry
+	aliases sync.Map // aliasKey -> *AliasRecord
+
+	mu sync.RWMutex
+	// scopes has the sorted ids and alias names of each account and region.
+	// Guarded by mu; what is listed is in keys or aliases.
+	scopes map[scope]*scopeIndex
+}
+
+type scope struct {
+	account AccountID
+	region  Region
+}
+
+type aliasKey struct {
+	scope
+	name string
+}
+
+// scopeIndex is what lists page through.
+type scopeIndex struct {
+	keyIDs  []KeyID
+	aliases []string
+	// byKey has the sorted alias names of each key.
+	byKey map[KeyID][]string
+}
+
+// entry is one key in memory. The record is replaced as a whole.
+type entry struct {
+	rec atomic.Pointer[KeyRecord]
+	arn string
+
+	// writes serialises changes of the record, store and memory together, so
+	// that memory sees them in the store's order.
+	writes sync.Mutex
+	// removed is set when the key is gone. Guarded by writes.
+	removed bool
+
+	mu sync.Mutex
+	// leases has the sealing budget of each version. Guarded by mu.
+	leases map[Ref]*sealLease
+	// public is the public key, once it was read.
+	public atomic.Pointer[pubkey.Key]
+	// missing is set while reconciliation knows that the token lacks the
+	// material.
+	missing atomic.Bool
+}
+
+func newKeyring(s *Snapshot) *keyring {
+	k := &keyring{scopes: make(map[scope]*scopeIndex)}
+	for _, r := range s.Keys {
+		k.putLocked(r, false)
+	}
+	for _, a := range s.Aliases {
+		k.putAliasLocked(a, false)
+	}
+	for _, ix := range k.scopes {
+		slices.Sort(ix.keyIDs)
+		slices.Sort(ix.aliases)
+		for _, names := range ix.byKey {
+			slices.Sort(names)
+		}
+	}
+	return k
+}
+
+// key returns the entry, or nil. Keys in CREATING are not found.
+func (k *keyring) key(id KeyID) *entry {
+	v, ok := k.keys.Load(id)
+	if !ok {
+		return nil
+	}
+	return v.(*entry) //nolint:forcetypeassert // the only type stored
+}
+
+// alias returns the record, or nil.
+func (k *keyring) alias(account AccountID, region Region, name string) *AliasRecord {
+	v, ok := k.aliases.Load(aliasKey{scope{account, region}, name})
+	if !ok {
+		return nil
+	}
+	return v.(*AliasRecord) //nolint:forcetypeassert // the only type stored
+}
+
+// put makes r visible, unless something newer is.
+func (k *keyring) put(r *KeyRecord) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.putLocked(r, true)
+}
+
+func (k *keyring) putLocked(r *KeyRecord, sorted bool) {
+	if r.State == keyholdv1.KeyState_KEY_STATE_CREATING {
+		return
+	}
+	if e := k.key(r.ID); e != nil {
+		if e.rec.Load().Revision < r.Revision {
+			e.rec.Store(r)
+		}
+		return
+	}
+	e := &entry{arn: r.ARN(), leases: make(map[Ref]*sealLease)}
+	e.rec.Store(r)
+	k.keys.Store(r.ID, e)
+	ix := k.index(scope{r.Account, r.Region})
+	ix.keyIDs = insert(ix.keyIDs, r.ID, sorted)
+}
+
+// remove forgets a key and its aliases.
+func (k *keyring) remove(r *KeyRecord) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	sc := scope{r.Account, r.Region}
+	ix := k.index(sc)
+	for _, name := range slices.Clone(ix.byKey[r.ID]) {
+		k.removeAliasLocked(sc, name)
+	}
+	k.keys.Delete(r.ID)
+	ix.keyIDs = without(ix.keyIDs, r.ID)
+}
+
+// putAlias makes a visible, unless something newer is.
+func (k *keyring) putAlias(a *AliasRecord) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.putAliasLocked(a, true)
+}
+
+func (k *keyring) putAliasLocked(a *AliasRecord, sorted bool) {
+	if k.key(a.KeyID) == nil {
+		return // the key was deleted meanwhile, and its aliases with it
+	}
+	sc := scope{a.Account, a.Region}
+	ix := k.index(sc)
+	old := k.alias(a.Account, a.Region, a.Name)
+	switch {
+	case old == nil:
+		ix.aliases = insert(ix.aliases, a.Name, sorted)
+	case old.Revision >= a.Revision:
+		return
+	default:
+		ix.byKey[old.KeyID] = without(ix.byKey[old.KeyID], a.Name)
+	}
+	ix.byKey[a.KeyID] = insert(ix.byKey[a.KeyID], a.Name, sorted)
+	k.aliases.Store(aliasKey{sc, a.Name}, a)
+}
+
+// removeAlias forgets an alias.
+func (k *keyring) removeAlias(a *AliasRecord) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.removeAliasLocked(scope{a.Account, a.Region}, a.Name)
+}
+
+func (k *keyring) removeAliasLocked(sc scope, name string) {
+	a := k.alias(sc.account, sc.region, name)
+	if a == nil {
+		return
+	}
+	ix := k.index(sc)
+	ix.aliases = without(ix.aliases, name)
+	ix.byKey[a.KeyID] = without(ix.byKey[a.KeyID], name)
+	if len(ix.byKey[a.KeyID]) == 0 {
+		delete(ix.byKey, a.KeyID)
+	}
+	k.aliases.Delete(aliasKey{sc, name})
+}
+
+func (k *keyring) index(sc scope) *scopeIndex {
+	ix := k.scopes[sc]
+	if ix == nil {
+		ix = &scopeIndex{byKey: make(map[KeyID][]string)}
+		k.scopes[sc] = ix
+	}
+	return ix
+}
+
+// listKeys returns at most n ids after the given one, and whether more follow.
+func (k *keyring) listKeys(account AccountID, region Region, after KeyID, n int) ([]KeyID, bool) {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	ix := k.scopes[scope{account, region}]
+	if ix == nil {
+		return nil, false
+	}
+	return page(ix.keyIDs, after, n)
+}
+
+// listAliases returns at most n aliases after the given name, of one key if
+// id is not empty, and whether more follow.
+func (k *keyring) listAliases(account AccountID, region Region, id KeyID, after string, n int) ([]*AliasRecord, bool) {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	ix := k.scopes[scope{account, region}]
+	if ix == nil {
+		return nil, false
+	}
+	names := ix.aliases
+	if id != "" {
+		names = ix.byKey[id]
+	}
+	names, more := page(names, after, n)
+	out := make([]*AliasRecord, 0, len(names))
+	for _, name := range names {
+		out = append(out, k.alias(account, region, name))
+	}
+	return out, more
+}
+
+// counts returns how many keys an account has in a region, and how many
+// aliases one key has.
+func (k *keyring) counts(account AccountID, region Region, id KeyID) (keys, aliases int) {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	ix := k.scopes[scope{account, region}]
+	if ix == nil {
+		return 0, 0
+	}
+	return len(ix.keyIDs), len(ix.byKey[id])
+}
+
+// each calls f with every key.
+func (k *keyring) each(f func(*entry)) {
+	k.keys.Range(func(_, v any) bool {
+		f(v.(*entry)) //nolint:forcetypeassert // the only type stored
+		return true
+	})
+}
+
+// insert adds v to a sorted slice, or to an unsorted one that will be sorted.
+func insert[T ~string](s []T, v T, sorted bool) []T {
+	if !sorted {
+		return append(s, v)
+	}
+	i, found := slices.BinarySearch(s, v)
+	if found {
+		return s
+	}
+	return slices.Insert(s, i, v)
+}
+
+// without removes v from a sorted slice.
+func without[T ~string](s []T, v T) []T {
+	i, found := slices.BinarySearchFunc(s, v, func(a, b T) int { return strings.Compare(string(a), string(b)) })
+	if !found {
+		return s
+	}
+	return slices.Delete(s, i, i+1)
+}
+
+// page returns at most n elements behind after. The result is a copy.
+func page[T ~string](s []T, after T, n int) ([]T, bool) {
+	i := 0
+	if after != "" {
+		var found bool
+		if i, found = slices.BinarySearch(s, after); found {
+			i++
+		}
+	}
+	s = s[i:]
+	if len(s) > n {
+		return slices.Clone(s[:n]), true
+	}
+	return slices.Clone(s), false
+}

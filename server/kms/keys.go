@@ -1,0 +1,300 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
+)
+
+// specAndUsage gives what a CreateKey request means, defaults filled in.
+func specAndUsage(r *keyholdv1.CreateKeyRequest) (keyholdv1.KeySpec, keyholdv1.KeyUsageType) {
+	spec, usage := r.GetKeySpec(), r.GetKeyUsage()
+	if spec == keyholdv1.KeySpec_KEY_SPEC_UNSPECIFIED {
+		spec = keyholdv1.KeySpec_KEY_SPEC_SYMMETRIC_DEFAULT
+	}
+	if usage == keyholdv1.KeyUsageType_KEY_USAGE_TYPE_UNSPECIFIED && spec == keyholdv1.KeySpec_KEY_SPEC_SYMMETRIC_DEFAULT {
+		usage = keyholdv1.KeyUsageType_KEY_USAGE_TYPE_ENCRYPT_DECRYPT
+	}
+	return spec, usage
+}
+
+func validCreateKey(r *keyholdv1.CreateKeyRequest) error {
+	spec, usage := specAndUsage(r)
+	f, _ := factsOf(spec)
+	switch {
+	case usage == keyholdv1.KeyUsageType_KEY_USAGE_TYPE_UNSPECIFIED:
+		return invalidField("key_usage", "must be given for key spec %s", awsName(spec))
+	case !slices.Contains(f.usages, usage):
+		return errorf(CodeValidation, "KeyUsage %s is not compatible with KeySpec %s.", awsName(usage), awsName(spec))
+	}
+	return checkTags(r.GetTags())
+}
+
+// checkTags refuses what AWS refuses: doubles, reserved names, characters
+// that its tag editor does not know.
+func checkTags(tags []*keyholdv1.Tag) error {
+	seen := make(map[string]bool, len(tags))
+	for _, t := range tags {
+		key := t.GetTagKey()
+		switch {
+		case seen[key]:
+			return errorf(CodeTag, "Duplicate tag keys are not allowed: %s", clip(key))
+		case len(key) >= 4 && strings.EqualFold(key[:4], "aws:"):
+			return errorf(CodeTag, "Tag keys that begin with aws: are reserved: %s", clip(key))
+		case !tagText(key), !tagText(t.GetTagValue()):
+			return errorf(CodeTag, "Tag %s holds a character other than letters, digits, spaces and _ . : / = + - @", clip(key))
+		}
+		seen[key] = true
+	}
+	return nil
+}
+
+func tagText(s string) bool {
+	return strings.IndexFunc(s, func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !unicode.IsSpace(r) && !strings.ContainsRune("_.:/=+-@", r)
+	}) < 0
+}
+
+// checkCreateKey is step 8: what the token cannot do is refused here, never
+// done on the host in its stead.
+func (s *Service) checkCreateKey(c *call, r *keyholdv1.CreateKeyRequest) error {
+	if keys, _ := s.keys.counts(c.caller.Principal.Account, c.region, ""); keys >= s.limits.KeysPerAccount {
+		return errorf(CodeLimitExceeded, "The account has %d keys in this region, the most it may have.", keys)
+	}
+	return s.regions[c.region].Supports(specAndUsage(r))
+}
+
+// createKey: record the intent in the store, generate in the token, commit. A
+// crash in between leaves an intent, and possibly an object, that start-up
+// reports; it never leaves a key that was acknowledged and is not there.
+func (s *Service) createKey(ctx context.Context, c *call, r *keyholdv1.CreateKeyRequest) (*keyholdv1.CreateKeyResponse, error) {
+	gen, ok := s.regions[c.region].(Generator)
+	if !ok {
+		return nil, fmt.Errorf("%w: key generation", ErrUnsupported)
+	}
+	rec, err := s.newRecord(c, r)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.store.InsertKey(ctx, rec); err != nil {
+		return nil, fmt.Errorf("record the intent to create %s: %w", rec.ID, err)
+	}
+	// From here on the work is finished, one way or the other, even when the
+	// caller goes.
+	v := &rec.Versions[0]
+	v.Custody, err = gen.Generate(ctx, v.Locator)
+	detached := context.WithoutCancel(ctx)
+	if err != nil {
+		if undo := s.store.DeleteKey(detached, rec.ID, rec.Revision); undo != nil {
+			s.log.ErrorContext(ctx, "intent of a key that was not made stays behind", "key", rec.ID, "err", undo)
+		}
+		return nil, fmt.Errorf("generate %s: %w", rec.ID, err)
+	}
+	rec.State = keyholdv1.KeyState_KEY_STATE_ENABLED
+	if err := s.store.UpdateKey(detached, rec); err != nil {
+		return nil, s.undoCreate(detached, gen, rec, err)
+	}
+	s.keys.put(rec)
+	e := s.keys.key(rec.ID)
+	// The outcome's record names the new key.
+	c.subjects[0] = subject{arn: e.arn, account: rec.Account, entry: e, rec: rec}
+	return &keyholdv1.CreateKeyResponse{KeyMetadata: s.metadata(e)}, nil
+}
+
+// undoCreate removes the material of a key whose record could not be
+// committed. Where the store does not say what it holds, everything is left
+// for the operator: better an orphan than a record without its key.
+func (s *Service) undoCreate(ctx context.Context, gen Generator, rec *KeyRecord, cause error) error {
+	stored, err := s.store.Key(ctx, rec.ID)
+	if err != nil || stored.State != keyholdv1.KeyState_KEY_STATE_CREATING {
+		return fmt.Errorf("commit %s, its material stays in the token: %w", rec.ID, errors.Join(cause, err))
+	}
+	if err := gen.Destroy(ctx, rec.Versions[0].Locator); err != nil {
+		return fmt.Errorf("commit %s, its material stays in the token: %w", rec.ID, errors.Join(cause, err))
+	}
+	if err := s.store.DeleteKey(ctx, stored.ID, stored.Revision); err != nil {
+		return fmt.Errorf("commit %s, its intent stays in the store: %w", rec.ID, errors.Join(cause, err))
+	}
+	return fmt.Errorf("commit %s, undone: %w", rec.ID, cause)
+}
+
+func (s *Service) newRecord(c *call, r *keyholdv1.CreateKeyRequest) (*KeyRecord, error) {
+	id, err := newKeyID(s.rand)
+	if err != nil {
+		return nil, err
+	}
+	ref, err := newRef(s.rand)
+	if err != nil {
+		return nil, err
+	}
+	spec, usage := specAndUsage(r)
+	created := s.timestamp()
+	rec := &KeyRecord{
+		ID: id, Account: c.caller.Principal.Account, Region: c.region, Spec: spec, Usage: usage,
+		State: keyholdv1.KeyState_KEY_STATE_CREATING, Description: r.GetDescription(), Created: created,
+		Versions: []KeyVersion{{
+			MaterialID: generatedMaterialID(id, ref), Ref: ref, Created: created,
+			Custody: keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_GENERATED,
+			Locator: Locator{ID: slices.Clone(ref[:]), Label: objectLabel(s.store.Instance(), id), Spec: spec, Usage: usage},
+		}},
+	}
+	for _, t := range r.GetTags() {
+		rec.Tags = append(rec.Tags, Tag{Key: t.GetTagKey(), Value: t.GetTagValue()})
+	}
+	return rec, nil
+}
+
+// timestamp is now as records hold it: UTC, to the millisecond, as AWS's API
+// shows it.
+func (s *Service) timestamp() time.Time { return s.now().UTC().Truncate(time.Millisecond) }
+
+// mutate changes a key's record: store first, memory after. change is called
+// again on a fresh record when another change came first; the state is
+// checked again with it.
+func (s *Service) mutate(ctx context.Context, c *call, e *entry, change func(r *KeyRecord) error) (*KeyRecord, error) {
+	// A write that was begun is finished: its caller's end must not leave
+	// memory behind the store.
+	ctx = context.WithoutCancel(ctx)
+	e.writes.Lock()
+	defer e.writes.Unlock()
+	const attempts = 16
+	for range attempts {
+		next := e.rec.Load().Clone()
+		if e.removed {
+			return nil, errorf(CodeNotFound, "Key '%s' does not exist", e.arn)
+		}
+		if err := c.op.needs.checkState(e.arn, next.State); err != nil {
+			return nil, err
+		}
+		if err := change(next); err != nil {
+			return nil, err
+		}
+		err := s.store.UpdateKey(ctx, next)
+		switch {
+		case err == nil:
+			s.keys.put(next)
+			return next, nil
+		case errors.Is(err, ErrNotFound):
+			return nil, errorf(CodeNotFound, "Key '%s' does not exist", e.arn)
+		}
+		// A conflict, or a fault after which the effect is not known: what
+		// the store holds now is the truth.
+		fresh, readErr := s.store.Key(ctx, next.ID)
+		if readErr == nil {
+			s.keys.put(fresh)
+		}
+		if !errors.Is(err, ErrConflict) || readErr != nil {
+			return nil, fmt.Errorf("change %s: %w", e.arn, errors.Join(err, readErr))
+		}
+	}
+	return nil, fmt.Errorf("change %s: %w %d times in a row", e.arn, ErrConflict, attempts)
+}
+
+func (s *Service) describeKey(_ context.Context, c *call, _ *keyholdv1.DescribeKeyRequest) (*keyholdv1.DescribeKeyResponse, error) {
+	return &keyholdv1.DescribeKeyResponse{KeyMetadata: s.metadata(c.key(0).entry)}, nil
+}
+
+func (s *Service) listKeys(_ context.Context, c *call, r *keyholdv1.ListKeysRequest) (*keyholdv1.ListKeysResponse, error) {
+	after, err := parseMarker(r.Marker, keysMarker)
+	if err != nil {
+		return nil, err
+	}
+	limit := 100
+	if r.Limit != nil {
+		limit = int(r.GetLimit())
+	}
+	account := c.caller.Principal.Account
+	ids, more := s.keys.listKeys(account, c.region, KeyID(after), limit)
+	resp := &keyholdv1.ListKeysResponse{Truncated: &more}
+	for _, id := range ids {
+		resp.Keys = append(resp.Keys, &keyholdv1.KeyListEntry{KeyId: string(id), KeyArn: keyARN(c.region, account, id)})
+	}
+	if more {
+		resp.NextMarker = formatMarker(keysMarker, string(ids[len(ids)-1]))
+	}
+	return resp, nil
+}
+
+func (s *Service) enableKey(ctx context.Context, c *call, _ *keyholdv1.EnableKeyRequest) (*keyholdv1.EnableKeyResponse, error) {
+	return &keyholdv1.EnableKeyResponse{}, s.setState(ctx, c, keyholdv1.KeyState_KEY_STATE_ENABLED)
+}
+
+func (s *Service) disableKey(ctx context.Context, c *call, _ *keyholdv1.DisableKeyRequest) (*keyholdv1.DisableKeyResponse, error) {
+	return &keyholdv1.DisableKeyResponse{}, s.setState(ctx, c, keyholdv1.KeyState_KEY_STATE_DISABLED)
+}
+
+func (s *Service) setState(ctx context.Context, c *call, state keyholdv1.KeyState) error {
+	rec, err := s.mutate(ctx, c, c.key(0).entry, func(r *KeyRecord) error {
+		r.State = state
+		return nil
+	})
+	if err == nil {
+		s.retire(rec)
+	}
+	return err
+}
+
+// retire drops what the key store keeps ready for a key that may not be used.
+func (s *Service) retire(r *KeyRecord) {
+	gen, ok := s.regions[r.Region].(Generator)
+	if !ok || r.State == keyholdv1.KeyState_KEY_STATE_ENABLED {
+		return
+	}
+	for i := range r.Versions {
+		gen.Retire(r.Versions[i].Locator)
+	}
+}
+
+// defaultPendingDays is the waiting period that absent means.
+const defaultPendingDays = 30
+
+func (s *Service) scheduleKeyDeletion(ctx context.Context, c *call, r *keyholdv1.ScheduleKeyDeletionRequest) (*keyholdv1.ScheduleKeyDeletionResponse, error) {
+	days := int32(defaultPendingDays)
+	if r.PendingWindowInDays != nil {
+		days = r.GetPendingWindowInDays()
+	}
+	rec, err := s.mutate(ctx, c, c.key(0).entry, func(rec *KeyRecord) error {
+		rec.State = keyholdv1.KeyState_KEY_STATE_PENDING_DELETION
+		rec.PendingWindowDays = int(days)
+		rec.DeletionDate = s.timestamp().Add(time.Duration(days) * 24 * time.Hour)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.retire(rec)
+	return &keyholdv1.ScheduleKeyDeletionResponse{
+		KeyId: c.key(0).arn, DeletionDate: timestamppb.New(rec.DeletionDate), KeyState: rec.State, PendingWindowInDays: &days,
+	}, nil
+}
+
+func (s *Service) cancelKeyDeletion(ctx context.Context, c *call, _ *keyholdv1.CancelKeyDeletionRequest) (*keyholdv1.CancelKeyDeletionResponse, error) {
+	_, err := s.mutate(ctx, c, c.key(0).entry, func(r *KeyRecord) error {
+		if r.Destroying {
+			return errorf(CodeInvalidState, "%s is being deleted.", c.key(0).arn)
+		}
+		r.State = keyholdv1.KeyState_KEY_STATE_DISABLED
+		r.DeletionDate, r.PendingWindowDays = time.Time{}, 0
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &keyholdv1.CancelKeyDeletionResponse{KeyId: c.key(0).arn}, nil
+}
+
+func (s *Service) updateKeyDescription(ctx context.Context, c *call, r *keyholdv1.UpdateKeyDescriptionRequest) (*keyholdv1.UpdateKeyDescriptionResponse, error) {
+	_, err := s.mutate(ctx, c, c.key(0).entry, func(rec *KeyRecord) error {
+		rec.Description = r.GetDescription()
+		return nil
+	})
+	return &keyholdv1.UpdateKeyDescriptionResponse{}, err
+}

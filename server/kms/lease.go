@@ -1,0 +1,96 @@
+package kms
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+)
+
+// The limit of sealing operations under one AES-GCM key with random 96-bit
+// IVs (NIST SP 800-38D, 8.3).
+const maxSeals = 1 << 32
+
+// alarmSeals is where an operator is warned, for keys that cannot rotate.
+const alarmSeals = 1 << 31
+
+// DefaultLeaseSeals is how many sealing operations one lease allows. A crash
+// loses at most two leases: a key survives some 8,000 crashes before 2^32.
+const DefaultLeaseSeals = 1 << 18
+
+// sealLease counts the sealing operations of one key version down. It is
+// filled in blocks from the store, so that restarts never count anew and the
+// store is not asked for each operation.
+type sealLease struct {
+	ref Ref
+	// left is what may be sealed without asking. It may fall below zero when
+	// several find it empty at once; then they queue for mu.
+	left atomic.Int64
+	// filling is set while a refill ahead of need is under way.
+	filling atomic.Bool
+
+	mu sync.Mutex // serialises refills
+}
+
+// takeSeal takes one sealing operation from the version's lease, step 11 of
+// every operation that seals. It asks the store when the lease is empty, and
+// ahead of that in the background when three quarters are used.
+func (s *Service) takeSeal(ctx context.Context, e *entry, v *KeyVersion) error {
+	l := e.lease(v.Ref)
+	left := l.left.Add(-1)
+	if left < 0 {
+		return s.refillAndTake(ctx, e, l)
+	}
+	if left < int64(s.leaseSeals/4) && l.filling.CompareAndSwap(false, true) {
+		s.background.Go(func() {
+			defer l.filling.Store(false)
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if err := s.refill(s.ctx, e, l); err != nil {
+				s.log.WarnContext(s.ctx, "seal lease not renewed ahead of need", "key", e.arn, "err", err)
+			}
+		})
+	}
+	return nil
+}
+
+func (s *Service) refillAndTake(ctx context.Context, e *entry, l *sealLease) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	// Whoever held the lock before may have refilled.
+	if l.left.Add(-1) >= 0 {
+		return nil
+	}
+	l.left.Store(0)
+	if err := s.refill(ctx, e, l); err != nil {
+		return err
+	}
+	if l.left.Add(-1) < 0 {
+		return errorf(CodeLimitExceeded, "%s has encrypted 2^32 times, the safe limit of its key material. It still decrypts; create a new key and move its aliases.", e.arn)
+	}
+	return nil
+}
+
+// refill adds a block to the lease. l.mu is held.
+func (s *Service) refill(ctx context.Context, e *entry, l *sealLease) error {
+	start, granted, err := s.store.LeaseSeals(ctx, l.ref, s.leaseSeals, maxSeals)
+	if err != nil {
+		return fmt.Errorf("lease encryptions of %s: %w", e.arn, err)
+	}
+	if end := start + granted; end > alarmSeals {
+		s.log.WarnContext(ctx, "key material has encrypted more than 2^31 times; it stops encrypting at 2^32", "key", e.arn, "count", end)
+	}
+	l.left.Add(int64(granted)) //nolint:gosec // at most leaseSeals
+	return nil
+}
+
+func (e *entry) lease(ref Ref) *sealLease {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	l := e.leases[ref]
+	if l == nil {
+		l = &sealLease{ref: ref}
+		e.leases[ref] = l
+	}
+	return l
+}

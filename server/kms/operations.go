@@ -1,0 +1,177 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
+)
+
+// operation is one RPC of the proto with its implementation.
+type operation struct {
+	row
+	name   string
+	spec   *keyholdv1.Operation
+	input  protoreflect.MessageDescriptor
+	blob   protoreflect.FieldDescriptor // the field of a ciphertext, or nil
+	fields []protoreflect.FieldDescriptor
+}
+
+// row is what the core adds to the proto's declaration of an operation.
+type row struct {
+	// needs is the state that each named key must be in (step 7).
+	needs stateRule
+	// usage that each named key must have (step 8). Unspecified: any.
+	usage keyholdv1.KeyUsageType
+	// byIDOnly: keys are named by id or ARN, not by alias.
+	byIDOnly bool
+	// protected: its records may use the audit log's reserve.
+	protected bool
+	// valid checks what the proto's constraints cannot say (step 2). Optional.
+	valid func(req proto.Message) error
+	// check checks the request against the resolved keys (step 8). Optional.
+	check func(s *Service, c *call) error
+	// act does the work (step 11).
+	act func(ctx context.Context, s *Service, c *call) (proto.Message, error)
+}
+
+// rows is the table of all operations.
+func rows() map[string]row {
+	const (
+		encrypt = keyholdv1.KeyUsageType_KEY_USAGE_TYPE_ENCRYPT_DECRYPT
+		sign    = keyholdv1.KeyUsageType_KEY_USAGE_TYPE_SIGN_VERIFY
+		mac     = keyholdv1.KeyUsageType_KEY_USAGE_TYPE_GENERATE_VERIFY_MAC
+	)
+	return map[string]row{
+		"CreateKey":            {valid: valid(validCreateKey), check: check((*Service).checkCreateKey), act: act((*Service).createKey)},
+		"DescribeKey":          {act: act((*Service).describeKey)},
+		"ListKeys":             {act: act((*Service).listKeys)},
+		"EnableKey":            {needs: needsNotPending, byIDOnly: true, act: act((*Service).enableKey)},
+		"DisableKey":           {needs: needsNotPending, byIDOnly: true, protected: true, act: act((*Service).disableKey)},
+		"ScheduleKeyDeletion":  {needs: needsNotPending, byIDOnly: true, protected: true, act: act((*Service).scheduleKeyDeletion)},
+		"CancelKeyDeletion":    {needs: needsPending, byIDOnly: true, protected: true, act: act((*Service).cancelKeyDeletion)},
+		"UpdateKeyDescription": {needs: needsNotPending, byIDOnly: true, act: act((*Service).updateKeyDescription)},
+		"CreateAlias":          {needs: needsNotPending, byIDOnly: true, valid: valid(validCreateAlias), act: act((*Service).createAlias)},
+		"UpdateAlias":          {needs: needsNotPending, byIDOnly: true, valid: valid(validUpdateAlias), act: act((*Service).updateAlias)},
+		"DeleteAlias":          {valid: valid(validDeleteAlias), act: act((*Service).deleteAlias)},
+		"ListAliases":          {byIDOnly: true, act: act((*Service).listAliases)},
+
+		"Encrypt":                         {needs: needsEnabled, usage: encrypt, valid: valid(validEncrypt), check: check((*Service).checkEncrypt), act: act((*Service).encrypt)},
+		"Decrypt":                         {needs: needsEnabled, usage: encrypt, valid: valid(validDecrypt), check: check((*Service).checkDecrypt), act: act((*Service).decrypt)},
+		"ReEncrypt":                       {needs: needsEnabled, usage: encrypt, valid: valid(validReEncrypt), check: check((*Service).checkReEncrypt), act: act((*Service).reEncrypt)},
+		"GenerateDataKey":                 {needs: needsEnabled, usage: encrypt, valid: valid(validGenerateDataKey), check: check((*Service).checkGenerateDataKey), act: act((*Service).generateDataKey)},
+		"GenerateDataKeyWithoutPlaintext": {needs: needsEnabled, usage: encrypt, valid: valid(validGenerateDataKeyWithoutPlaintext), check: check((*Service).checkGenerateDataKeyWithoutPlaintext), act: act((*Service).generateDataKeyWithoutPlaintext)},
+		"GenerateRandom":                  {act: act((*Service).generateRandom)},
+		"Sign":                            {needs: needsEnabled, usage: sign, valid: valid(validSign), check: check((*Service).checkSign), act: act((*Service).sign)},
+		"Verify":                          {needs: needsEnabled, usage: sign, valid: valid(validVerify), check: check((*Service).checkVerify), act: act((*Service).verify)},
+		"GetPublicKey":                    {needs: needsEnabled, check: check((*Service).checkGetPublicKey), act: act((*Service).getPublicKey)},
+		"GenerateMac":                     {needs: needsEnabled, usage: mac, check: check((*Service).checkGenerateMac), act: act((*Service).generateMac)},
+		"VerifyMac":                       {needs: needsEnabled, usage: mac, check: check((*Service).checkVerifyMac), act: act((*Service).verifyMac)},
+	}
+}
+
+// act, check and valid give typed functions the table's types. That the types
+// fit the method is checked once, in buildOperations, so that the assertions
+// cannot fail on a request.
+func act[Req, Resp proto.Message](f func(*Service, context.Context, *call, Req) (Resp, error)) func(context.Context, *Service, *call) (proto.Message, error) {
+	return func(ctx context.Context, s *Service, c *call) (proto.Message, error) {
+		resp, err := f(s, ctx, c, c.req.(Req)) //nolint:forcetypeassert // Do checked the descriptor
+		if err != nil {
+			return nil, err
+		}
+		return resp, nil
+	}
+}
+
+func check[Req proto.Message](f func(*Service, *call, Req) error) func(*Service, *call) error {
+	return func(s *Service, c *call) error { return f(s, c, c.req.(Req)) } //nolint:forcetypeassert // Do checked the descriptor
+}
+
+func valid[Req proto.Message](f func(Req) error) func(proto.Message) error {
+	return func(req proto.Message) error { return f(req.(Req)) } //nolint:forcetypeassert // Do checked the descriptor
+}
+
+// ciphertextField is the resource field that names a key by a ciphertext.
+const ciphertextField = "ciphertext_blob"
+
+// buildOperations joins the table with the descriptors. A method without a
+// row, a row without a method and a method without options are errors.
+func buildOperations() (map[string]*operation, error) {
+	table := rows()
+	ops := make(map[string]*operation)
+	for _, sd := range Services() {
+		for i := range sd.Methods().Len() {
+			md := sd.Methods().Get(i)
+			name := string(md.Name())
+			r, ok := table[name]
+			if !ok || ops[name] != nil {
+				return nil, fmt.Errorf("kms: method %s has no implementation, or two", md.FullName())
+			}
+			op := &operation{row: r, name: name, input: md.Input()}
+			op.spec, ok = proto.GetExtension(md.Options(), keyholdv1.E_Operation).(*keyholdv1.Operation)
+			if !ok || op.spec == nil || op.spec.GetPlane() == keyholdv1.Plane_PLANE_UNSPECIFIED || len(op.spec.GetPermissions()) == 0 {
+				return nil, fmt.Errorf("kms: method %s lacks its options", md.FullName())
+			}
+			for _, p := range op.spec.GetPermissions() {
+				fd := md.Input().Fields().ByName(protoreflect.Name(p.GetResourceField()))
+				if fd == nil && p.GetResourceField() != "" {
+					return nil, fmt.Errorf("kms: method %s names the resource field %q, which it lacks", md.FullName(), p.GetResourceField())
+				}
+				if p.GetResourceField() == ciphertextField {
+					op.blob = fd
+				}
+				op.fields = append(op.fields, fd)
+			}
+			ops[name] = op
+		}
+	}
+	if len(ops) != len(table) {
+		return nil, errors.New("kms: the table has rows that the proto has no methods for")
+	}
+	return ops, nil
+}
+
+// Services returns the descriptors of all services of the API.
+func Services() []protoreflect.ServiceDescriptor {
+	return []protoreflect.ServiceDescriptor{
+		keyholdv1.File_keyhold_v1_cryptography_service_proto.Services().ByName("CryptographyService"),
+		keyholdv1.File_keyhold_v1_key_management_service_proto.Services().ByName("KeyManagementService"),
+	}
+}
+
+// declares reports whether the operation may answer with the exception.
+func (op *operation) declares(code Code) bool {
+	return slices.Contains(op.spec.GetErrors(), string(code))
+}
+
+// mutates reports whether the operation changes what outlives the call.
+func (op *operation) mutates() bool { return !op.spec.GetReadOnly() }
+
+// stateRule says which key states an operation works in.
+type stateRule int
+
+const (
+	needsNothing stateRule = iota
+	needsEnabled
+	needsNotPending
+	needsPending
+)
+
+// checkState is step 7, with AWS's words.
+func (n stateRule) checkState(arn string, state keyholdv1.KeyState) error {
+	pending := state == keyholdv1.KeyState_KEY_STATE_PENDING_DELETION
+	switch {
+	case n == needsEnabled && state == keyholdv1.KeyState_KEY_STATE_DISABLED:
+		return errorf(CodeDisabled, "%s is disabled.", arn)
+	case n == needsEnabled && pending, n == needsNotPending && pending:
+		return errorf(CodeInvalidState, "%s is pending deletion.", arn)
+	case n == needsPending && !pending:
+		return errorf(CodeInvalidState, "%s is not pending deletion.", arn)
+	}
+	return nil
+}

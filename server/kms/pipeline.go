@@ -1,0 +1,217 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
+	"github.com/keyhold/keyhold/server/audit"
+	"github.com/keyhold/keyhold/server/identity"
+)
+
+// call is one request on its way through the pipeline.
+type call struct {
+	op     *operation
+	caller *identity.Caller
+	region Region
+	req    proto.Message
+	start  time.Time
+
+	// blob is the parsed ciphertext, of operations that take one (step 4).
+	blob *blob
+	// subjects are what the request is about, one per permission of the
+	// operation (step 5).
+	subjects []subject
+	// validated is set after step 2: parameters may be recorded.
+	validated bool
+	// facts go to the audit record beside the parameters.
+	facts []audit.Member
+
+	timing Timing
+}
+
+// subject is one resource of a request.
+type subject struct {
+	arn     string
+	account AccountID
+	entry   *entry     // nil for aliases and for the account as a whole
+	rec     *KeyRecord // the record as of step 5
+	alias   *AliasRecord
+}
+
+// key returns the key of the i-th permission.
+func (c *call) key(i int) *subject { return &c.subjects[i] }
+
+// Do carries out one operation. It is the only way in, for every door.
+//
+// caller was authenticated by the door (step 1) and is not changed. operation
+// is the name of an RPC, req its request, which is not kept; secrets in it are
+// the caller's to wipe. The error is always an *Error. ctx bounds the work; an
+// operation that was begun is recorded even when ctx ends.
+func (s *Service) Do(ctx context.Context, caller *identity.Caller, operation string, req proto.Message) (proto.Message, error) {
+	op := s.ops[operation]
+	if op == nil {
+		return nil, errorf(CodeUnknownOperation, "The operation %q is not known.", clip(operation))
+	}
+	c := &call{op: op, caller: caller, region: Region(caller.Region), req: req, start: s.now()}
+	if req.ProtoReflect().Descriptor() != op.input {
+		return nil, internalError(fmt.Errorf("operation %s was given a %s", op.name, req.ProtoReflect().Descriptor().FullName()))
+	}
+	resp, err := s.handle(withTiming(ctx, &c.timing), c)
+	if s.observer != nil {
+		var code Code
+		if err != nil {
+			code = err.Code
+		}
+		s.observer.Operation(op.name, code, s.now().Sub(c.start), c.timing)
+	}
+	if err != nil {
+		return nil, err // a typed nil must not become an error
+	}
+	return resp, nil
+}
+
+// handle runs the steps and records the outcome.
+func (s *Service) handle(ctx context.Context, c *call) (proto.Message, *Error) {
+	resp, err := s.perform(ctx, c)
+	failure := asError(c.op, err)
+
+	// Step 12: record the outcome. No answer leaves before it is durable.
+	if auditErr := s.recordOutcome(ctx, c, resp, failure); auditErr != nil {
+		wipe(resp)
+		return nil, &Error{Code: CodeInternal, Message: internalMessage, Unavailable: true, cause: fmt.Errorf("audit: %w", auditErr)}
+	}
+	// Step 13: return.
+	if failure != nil {
+		return nil, failure
+	}
+	return resp, nil
+}
+
+// perform runs steps 2 to 11. A panic in them is one request's internal
+// error: it must not take the others down.
+func (s *Service) perform(ctx context.Context, c *call) (resp proto.Message, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			resp, err = nil, internalError(fmt.Errorf("panic in %s: %v\n%s", c.op.name, p, debug.Stack()))
+		}
+	}()
+	// Step 2: validate.
+	if err := s.validate(c); err != nil {
+		return nil, err
+	}
+	// Step 3: throttle.
+	defer s.throttle.leave()
+	if err := s.throttle.enter(c.caller.Principal.Account, c.op.spec.GetPlane()); err != nil {
+		return nil, err
+	}
+	if s.regions[c.region] == nil {
+		return nil, errorf(CodeAccessDenied, "The region %q is not served here.", clip(string(c.region)))
+	}
+	// Steps 4 and 5: parse the blob, resolve keys and aliases.
+	if err := s.resolve(c); err != nil {
+		return nil, err
+	}
+	// Step 6: authorise each (action, resource).
+	if err := s.authorise(c); err != nil {
+		return nil, err
+	}
+	// Steps 7 and 8: key state, usage.
+	if err := s.checkKeys(c); err != nil {
+		return nil, err
+	}
+	// Step 9: a dry run ends here.
+	if d, ok := c.req.(interface{ GetDryRun() bool }); ok && d.GetDryRun() {
+		return nil, errorf(CodeDryRun, "The request would have succeeded, but the DryRun option is set.")
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	// Step 10: record the intent of what changes keys.
+	if err := s.recordIntent(ctx, c); err != nil {
+		return nil, err
+	}
+	// Step 11: act.
+	return c.op.act(ctx, s, c)
+}
+
+// resolve is steps 4 and 5: every resource that the operation's permissions
+// name, in their order.
+func (s *Service) resolve(c *call) error {
+	c.subjects = make([]subject, len(c.op.fields))
+	m := c.req.ProtoReflect()
+	for i, fd := range c.op.fields {
+		var err error
+		switch {
+		case fd == nil:
+			account := c.caller.Principal.Account
+			c.subjects[i] = subject{arn: "*", account: account}
+		case fd == c.op.blob:
+			err = s.resolveCiphertext(c, &c.subjects[i])
+		case fd.Name() == "alias_name":
+			err = s.resolveAlias(c, &c.subjects[i], m.Get(fd).String())
+		default:
+			err = s.resolveKey(c, &c.subjects[i], m.Get(fd).String())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// authorise is step 6.
+func (s *Service) authorise(c *call) error {
+	for i, p := range c.op.spec.GetPermissions() {
+		if err := s.allowed(c, p.GetAction(), &c.subjects[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkKeys is steps 7 and 8.
+func (s *Service) checkKeys(c *call) error {
+	for i := range c.subjects {
+		sub := &c.subjects[i]
+		if sub.rec == nil {
+			continue
+		}
+		if err := c.op.needs.checkState(sub.arn, sub.rec.State); err != nil {
+			return err
+		}
+		if c.op.usage != keyholdv1.KeyUsageType_KEY_USAGE_TYPE_UNSPECIFIED && sub.rec.Usage != c.op.usage {
+			return errorf(CodeInvalidKeyUsage, "%s key usage is %s which is not valid for %s.", sub.arn, awsName(sub.rec.Usage), c.op.name)
+		}
+	}
+	if c.op.check != nil {
+		return c.op.check(s, c)
+	}
+	return nil
+}
+
+// wipe zeroes the secrets of a message that will not be used.
+func wipe(m proto.Message) {
+	if m == nil || !m.ProtoReflect().IsValid() {
+		return
+	}
+	m.ProtoReflect().Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		if fd.Kind() == protoreflect.BytesKind && !fd.IsList() && !fd.IsMap() {
+			clear(v.Bytes())
+		}
+		return true
+	})
+}
+
+// Wipe zeroes every bytes field of a message, for doors that are done with a
+// request.
+func Wipe(m proto.Message) { wipe(m) }
+
+// errNoRecord is what audit failures before an act are wrapped in.
+var errNoRecord = errors.New("intent not recorded")

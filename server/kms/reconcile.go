@@ -1,0 +1,171 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
+	"github.com/keyhold/keyhold/server/audit"
+)
+
+// OrphanKind says what is left over.
+type OrphanKind string
+
+// The kinds of orphans.
+const (
+	// OrphanIntent is a creation that was not finished: a record, perhaps
+	// with an object. Nobody was told that the key exists.
+	OrphanIntent OrphanKind = "unfinished creation"
+	// OrphanObject is an object with this installation's label and no record.
+	OrphanObject OrphanKind = "object without record"
+	// OrphanRecord is a key whose object is not in its key store.
+	OrphanRecord OrphanKind = "record without object"
+)
+
+// Orphan is something that records and key store do not agree on.
+type Orphan struct {
+	Kind   OrphanKind
+	Region Region
+	// KeyID is empty where the label does not tell it.
+	KeyID KeyID
+	// ObjectID is the CKA_ID, Label the CKA_LABEL.
+	ObjectID []byte
+	Label    string
+
+	account  AccountID
+	revision int64
+}
+
+type orphanReport struct {
+	mu   sync.Mutex
+	list []Orphan
+}
+
+// Orphans returns what the last reconciliation found.
+func (s *Service) Orphans() []Orphan {
+	s.orphans.mu.Lock()
+	defer s.orphans.mu.Unlock()
+	return slices.Clone(s.orphans.list)
+}
+
+// tryReconcile reconciles if every key store can be read now.
+func (s *Service) tryReconcile(ctx context.Context) bool {
+	for _, ks := range s.regions {
+		if ks.Health() != nil {
+			return false
+		}
+	}
+	orphans, err := s.Reconcile(ctx)
+	if err != nil {
+		s.log.WarnContext(ctx, "records and key stores not compared, it will be tried again", "err", err)
+		return false
+	}
+	for _, o := range orphans {
+		s.log.WarnContext(ctx, "orphan found", "kind", o.Kind, "key", o.KeyID, "label", o.Label, "object_id", fmt.Sprintf("%x", o.ObjectID), "hint", "`keyholdd orphans` lists and cleans up")
+	}
+	return true
+}
+
+// Reconcile compares records with what the key stores hold. It marks keys
+// whose material is missing as unavailable, reports orphans on either side,
+// and deletes nothing.
+func (s *Service) Reconcile(ctx context.Context) ([]Orphan, error) {
+	var orphans []Orphan
+	for region, ks := range s.regions {
+		gen, ok := ks.(Generator)
+		if !ok {
+			continue
+		}
+		// Objects first, records second: an object whose record is not there
+		// then is a true orphan, since intents precede objects.
+		objects, err := gen.Inventory(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("inventory of %s: %w", region, err)
+		}
+		snapshot, err := s.store.Snapshot(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("read records: %w", err)
+		}
+		orphans = append(orphans, s.compare(region, objects, snapshot.Keys)...)
+	}
+	s.orphans.mu.Lock()
+	s.orphans.list = orphans
+	s.orphans.mu.Unlock()
+	return slices.Clone(orphans), nil
+}
+
+// compare does one region's part of Reconcile.
+func (s *Service) compare(region Region, objects []StoredObject, records []*KeyRecord) []Orphan {
+	type place struct{ id, label string }
+	present, known := make(map[place]bool), make(map[place]bool)
+	for _, o := range objects {
+		present[place{string(o.ID), o.Label}] = true
+	}
+	var orphans []Orphan
+	for _, r := range records {
+		if r.Region != region || r.KeyStore != "" {
+			continue
+		}
+		for _, v := range r.Versions {
+			p := place{string(v.Locator.ID), v.Locator.Label}
+			known[p] = true
+			o := Orphan{Region: region, KeyID: r.ID, ObjectID: v.Locator.ID, Label: v.Locator.Label, account: r.Account, revision: r.Revision}
+			switch {
+			case r.State == keyholdv1.KeyState_KEY_STATE_CREATING:
+				// Creations of this process may still be under way.
+				if r.Created.Before(s.started) {
+					o.Kind = OrphanIntent
+					orphans = append(orphans, o)
+				}
+			case r.Destroying:
+			default:
+				if e := s.keys.key(r.ID); e != nil {
+					e.missing.Store(!present[p])
+				}
+				if !present[p] {
+					o.Kind = OrphanRecord
+					orphans = append(orphans, o)
+				}
+			}
+		}
+	}
+	mine := labelPrefix + s.store.Instance() + ":"
+	for p := range present {
+		id, ok := strings.CutPrefix(p.label, mine)
+		if ok && !known[p] {
+			orphans = append(orphans, Orphan{Kind: OrphanObject, Region: region, KeyID: KeyID(id), ObjectID: []byte(p.id), Label: p.label})
+		}
+	}
+	slices.SortFunc(orphans, func(a, b Orphan) int { return strings.Compare(a.Label, b.Label) })
+	return orphans
+}
+
+// CleanUp removes an orphan: the object of an OrphanObject, object and record
+// of an OrphanIntent. Records without objects are keys that somebody may
+// still miss; they go by ScheduleKeyDeletion.
+func (s *Service) CleanUp(ctx context.Context, o Orphan) error {
+	gen, ok := s.regions[o.Region].(Generator)
+	if !ok || (o.Kind != OrphanObject && o.Kind != OrphanIntent) {
+		return fmt.Errorf("%s %s is not cleaned up this way; schedule the key's deletion", o.Kind, o.KeyID)
+	}
+	account := o.account
+	if account == "" {
+		account = "000000000000" // an object's label does not tell its account
+	}
+	arn := keyARN(o.Region, account, o.KeyID)
+	if err := s.recordOwn(ctx, "CleanUpOrphan", arn, account, o.Region, audit.PhaseIntent, nil); err != nil {
+		return fmt.Errorf("%w: %w", errNoRecord, err)
+	}
+	err := gen.Destroy(ctx, Locator{ID: o.ObjectID, Label: o.Label})
+	if errors.Is(err, ErrKeyMissing) {
+		err = nil
+	}
+	if err == nil && o.Kind == OrphanIntent {
+		err = s.store.DeleteKey(ctx, o.KeyID, o.revision)
+	}
+	return errors.Join(err, s.recordOwn(context.WithoutCancel(ctx), "CleanUpOrphan", arn, account, o.Region, audit.PhaseOutcome, err))
+}

@@ -1,0 +1,212 @@
+package kms
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"buf.build/go/protovalidate"
+
+	"github.com/keyhold/keyhold/proto/awsjson"
+	"github.com/keyhold/keyhold/server/audit"
+)
+
+// Journal is what the core needs of the audit log.
+type Journal interface {
+	// Append returns when all payloads are durable as asked, else an error;
+	// then none of them counts as recorded.
+	Append(ctx context.Context, class audit.Class, durability audit.Durability, payloads ...[]byte) (uint64, error)
+	// Healthy returns nil, or why appends fail now.
+	Healthy() error
+}
+
+// Limits bound what one account or all callers together may have. Zero means
+// the default.
+type Limits struct {
+	// KeysPerAccount bounds an account's keys in a region. Default 100,000.
+	KeysPerAccount int
+	// AliasesPerKey bounds a key's aliases. Default 50.
+	AliasesPerKey int
+	// InFlight bounds the requests that are under way. Default 4,096.
+	InFlight int
+	// DataPerSecond and ControlPerSecond bound an account's requests to a
+	// plane, with bursts of as many. Default 0: unlimited.
+	DataPerSecond, ControlPerSecond int
+}
+
+// Config is what a Service is made of. All fields but those that are marked
+// are required.
+type Config struct {
+	Store Store
+	// Regions has the default key store of each region that is served.
+	Regions map[Region]KeyStore
+	Journal Journal
+	Logger  *slog.Logger
+
+	// DataDurability is that of data-plane records. Optional: synced. Changes
+	// of keys and refusals are always synced.
+	DataDurability audit.Durability
+	// Limits is optional.
+	Limits Limits
+	// Observer is told of every request. Optional.
+	Observer Observer
+	// Now is the clock. Optional.
+	Now func() time.Time
+	// Rand gives key ids and refs. Optional.
+	Rand io.Reader
+	// LeaseSeals is how many encryptions are leased at once. Optional.
+	LeaseSeals uint64
+	// MaintenanceInterval is the time between two looks for keys that are
+	// due for deletion. Optional: one minute.
+	MaintenanceInterval time.Duration
+	// ClockConfirmed is asked, while irreversible work is held because the
+	// clock jumped, whether an operator has confirmed the clock. Optional:
+	// never.
+	ClockConfirmed func() bool
+}
+
+// Service is the core. Make it with New; all methods may be called
+// concurrently.
+type Service struct {
+	store       Store
+	regions     map[Region]KeyStore
+	journal     Journal
+	log         *slog.Logger
+	observer    Observer
+	now         func() time.Time
+	rand        io.Reader
+	leaseSeals  uint64
+	durability  audit.Durability
+	limits      Limits
+	maintenance time.Duration
+	confirmed   func() bool
+
+	ops       map[string]*operation
+	validator protovalidate.Validator
+	params    *awsjson.Encoder
+	keys      *keyring
+	throttle  *throttle
+	orphans   orphanReport
+	clock     clockGuard
+	started   time.Time
+
+	// aliasWrites serialises changes of aliases, store and memory together.
+	aliasWrites sync.Mutex
+
+	// ctx ends when Close is called; background has what must end before
+	// Close returns.
+	ctx        context.Context //nolint:containedctx // the life of the service, not of a request
+	cancel     context.CancelFunc
+	background sync.WaitGroup
+}
+
+// New loads all records into memory. It does not touch the key stores.
+func New(ctx context.Context, cfg Config) (*Service, error) {
+	if cfg.Store == nil || cfg.Journal == nil || cfg.Logger == nil || len(cfg.Regions) == 0 {
+		return nil, errors.New("kms: Store, Journal, Logger and Regions must be given")
+	}
+	ops, err := buildOperations()
+	if err != nil {
+		return nil, err
+	}
+	// All rules are compiled here: the first use of a rule costs milliseconds.
+	validator, err := protovalidate.New(protovalidate.WithMessages(requestMessages(ops)...), protovalidate.WithDisableLazy())
+	if err != nil {
+		return nil, fmt.Errorf("compile the proto's constraints: %w", err)
+	}
+	snapshot, err := cfg.Store.Snapshot(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("load key records: %w", err)
+	}
+	s := &Service{
+		store: cfg.Store, regions: cfg.Regions, journal: cfg.Journal, log: cfg.Logger, observer: cfg.Observer,
+		now: cfg.Now, rand: cfg.Rand, leaseSeals: cfg.LeaseSeals, durability: cfg.DataDurability,
+		limits: cfg.Limits, maintenance: cfg.MaintenanceInterval, confirmed: cfg.ClockConfirmed,
+		ops: ops, validator: validator, keys: newKeyring(snapshot),
+		params: awsjson.NewEncoder(awsjson.Options{LowerCamel: true, OmitRedacted: true, OmitBytes: true}),
+	}
+	s.setDefaults()
+	s.throttle = newThrottle(s.limits, s.now)
+	s.started = s.now()
+	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	return s, nil
+}
+
+func (s *Service) setDefaults() {
+	orDefault := func(p *int, v int) {
+		if *p == 0 {
+			*p = v
+		}
+	}
+	orDefault(&s.limits.KeysPerAccount, 100_000)
+	orDefault(&s.limits.AliasesPerKey, 50)
+	orDefault(&s.limits.InFlight, 4096)
+	if s.now == nil {
+		s.now = time.Now
+	}
+	if s.rand == nil {
+		s.rand = rand.Reader
+	}
+	if s.leaseSeals == 0 {
+		s.leaseSeals = DefaultLeaseSeals
+	}
+	if s.maintenance == 0 {
+		s.maintenance = time.Minute
+	}
+	if s.confirmed == nil {
+		s.confirmed = func() bool { return false }
+	}
+}
+
+// Close ends background work and waits for it. Requests must have ended.
+func (s *Service) Close() {
+	s.cancel()
+	s.background.Wait()
+}
+
+// Ready returns nil where requests can be served: the audit log writes and
+// the default key store of every region works. Otherwise it says what is
+// wrong, for an operator.
+func (s *Service) Ready() error {
+	var errs []error
+	if err := s.journal.Healthy(); err != nil {
+		errs = append(errs, fmt.Errorf("audit log: %w", err))
+	}
+	for region, ks := range s.regions {
+		if err := ks.Health(); err != nil {
+			errs = append(errs, fmt.Errorf("key store of %s: %w", region, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// KeyCounts returns how many keys are in each state, by AWS's names.
+func (s *Service) KeyCounts() map[string]int {
+	counts := make(map[string]int)
+	s.keys.each(func(e *entry) { counts[pascal(awsName(e.state(e.rec.Load())))]++ })
+	return counts
+}
+
+// Operations returns the names of all operations, for completeness tests and
+// for metrics that must exist before the first request.
+func (s *Service) Operations() []string {
+	names := make([]string, 0, len(s.ops))
+	for name := range s.ops {
+		names = append(names, name)
+	}
+	return names
+}
+
+// storeOf returns the key store of a record.
+func (s *Service) storeOf(r *KeyRecord) (KeyStore, error) {
+	ks := s.regions[r.Region]
+	if ks == nil || r.KeyStore != "" {
+		return nil, fmt.Errorf("%w: key store %q of region %s is not attached", ErrStoreUnavailable, r.KeyStore, r.Region)
+	}
+	return ks, nil
+}

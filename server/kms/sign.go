@@ -1,0 +1,168 @@
+package kms
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/keyhold/keyhold/hsm/pubkey"
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
+)
+
+// algorithmOf returns the host's name of a signing algorithm.
+func algorithmOf(alg keyholdv1.SigningAlgorithmSpec) pubkey.Algorithm {
+	a, _ := pubkey.AlgorithmByName(awsName(alg))
+	return a
+}
+
+// signRequest is what Sign and Verify share.
+type signRequest interface {
+	GetMessage() []byte
+	GetMessageType() keyholdv1.MessageType
+	GetSigningAlgorithm() keyholdv1.SigningAlgorithmSpec
+}
+
+// validSignature checks what does not depend on the key: Ed25519 takes the
+// message itself, Ed25519ph its digest, and a digest has its algorithm's
+// length.
+func validSignature(r signRequest) error {
+	alg, digest := r.GetSigningAlgorithm(), r.GetMessageType() == keyholdv1.MessageType_MESSAGE_TYPE_DIGEST
+	hash := algorithmOf(alg).Hash()
+	switch {
+	case digest && hash == 0:
+		return invalidField("message_type", "must be RAW for %s", awsName(alg))
+	case !digest && alg == keyholdv1.SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_ED25519_PH_SHA_512:
+		return invalidField("message_type", "must be DIGEST for %s", awsName(alg))
+	case digest && len(r.GetMessage()) != hash.Size():
+		return invalidField("message", "must be a digest of %d bytes for %s; it has %d", hash.Size(), awsName(alg), len(r.GetMessage()))
+	}
+	return nil
+}
+
+func validSign(r *keyholdv1.SignRequest) error     { return validSignature(r) }
+func validVerify(r *keyholdv1.VerifyRequest) error { return validSignature(r) }
+
+// signatureInput returns what the algorithm signs: the digest, or for Ed25519
+// the message.
+func signatureInput(r signRequest) []byte {
+	hash := algorithmOf(r.GetSigningAlgorithm()).Hash()
+	if hash == 0 || r.GetMessageType() == keyholdv1.MessageType_MESSAGE_TYPE_DIGEST {
+		return r.GetMessage()
+	}
+	h := hash.New()
+	h.Write(r.GetMessage())
+	return h.Sum(nil)
+}
+
+// checkSignature is step 8 for both.
+func (s *Service) checkSignature(c *call, alg keyholdv1.SigningAlgorithmSpec) error {
+	r := c.key(0).rec
+	if !slices.Contains(signingAlgorithms(r.Spec, r.Usage), alg) {
+		return errorf(CodeInvalidKeyUsage, "Algorithm %s is incompatible with key spec %s.", awsName(alg), awsName(r.Spec))
+	}
+	return nil
+}
+
+func (s *Service) checkSign(c *call, r *keyholdv1.SignRequest) error {
+	return s.checkSignature(c, r.GetSigningAlgorithm())
+}
+
+func (s *Service) checkVerify(c *call, r *keyholdv1.VerifyRequest) error {
+	return s.checkSignature(c, r.GetSigningAlgorithm())
+}
+
+func (s *Service) sign(ctx context.Context, c *call, r *keyholdv1.SignRequest) (*keyholdv1.SignResponse, error) {
+	sub := c.key(0)
+	ks, err := s.storeOf(sub.rec)
+	if err != nil {
+		return nil, err
+	}
+	signer, ok := ks.(Signer)
+	if !ok {
+		return nil, fmt.Errorf("%w: signatures", ErrUnsupported)
+	}
+	if err := signer.CanSign(r.GetSigningAlgorithm()); err != nil {
+		return nil, err
+	}
+	sig, err := signer.Sign(ctx, sub.rec.Current().Locator, r.GetSigningAlgorithm(), signatureInput(r))
+	if err != nil {
+		return nil, fmt.Errorf("sign with %s: %w", sub.arn, err)
+	}
+	return &keyholdv1.SignResponse{KeyId: sub.arn, Signature: sig, SigningAlgorithm: r.GetSigningAlgorithm()}, nil
+}
+
+func (s *Service) verify(ctx context.Context, c *call, r *keyholdv1.VerifyRequest) (*keyholdv1.VerifyResponse, error) {
+	pub, err := s.publicKey(ctx, c.key(0))
+	if err != nil {
+		return nil, err
+	}
+	err = pub.Verify(algorithmOf(r.GetSigningAlgorithm()), signatureInput(r), r.GetSignature())
+	switch {
+	case errors.Is(err, pubkey.ErrSignature):
+		return nil, errorf(CodeInvalidSignature, "")
+	case err != nil:
+		return nil, fmt.Errorf("verify with %s: %w", c.key(0).arn, err)
+	}
+	valid := true
+	return &keyholdv1.VerifyResponse{KeyId: c.key(0).arn, SignatureValid: &valid, SigningAlgorithm: r.GetSigningAlgorithm()}, nil
+}
+
+func (s *Service) checkGetPublicKey(c *call, _ *keyholdv1.GetPublicKeyRequest) error {
+	r := c.key(0).rec
+	if f, _ := factsOf(r.Spec); f.kind != kindAsymmetric {
+		return errorf(CodeUnsupportedOperation, "%s key spec is %s which is not valid for GetPublicKey.", c.key(0).arn, awsName(r.Spec))
+	}
+	return nil
+}
+
+func (s *Service) getPublicKey(ctx context.Context, c *call, _ *keyholdv1.GetPublicKeyRequest) (*keyholdv1.GetPublicKeyResponse, error) {
+	sub := c.key(0)
+	pub, err := s.publicKey(ctx, sub)
+	if err != nil {
+		return nil, err
+	}
+	return &keyholdv1.GetPublicKeyResponse{
+		KeyId: sub.arn, PublicKey: bytes.Clone(pub.SPKI()), KeySpec: sub.rec.Spec, KeyUsage: sub.rec.Usage,
+		EncryptionAlgorithms:   encryptionAlgorithms(sub.rec.Spec, sub.rec.Usage),
+		SigningAlgorithms:      s.offeredSigning(sub.rec),
+		KeyAgreementAlgorithms: agreementAlgorithms(sub.rec.Usage),
+	}, nil
+}
+
+// offeredSigning returns the signing algorithms of the key that its store has
+// proven.
+func (s *Service) offeredSigning(r *KeyRecord) []keyholdv1.SigningAlgorithmSpec {
+	algs := signingAlgorithms(r.Spec, r.Usage)
+	signer, ok := s.regions[r.Region].(Signer)
+	if !ok {
+		return algs
+	}
+	return slices.DeleteFunc(slices.Clone(algs), func(a keyholdv1.SigningAlgorithmSpec) bool { return signer.CanSign(a) != nil })
+}
+
+// publicKey returns the key's public half, read from the key store once.
+func (s *Service) publicKey(ctx context.Context, sub *subject) (*pubkey.Key, error) {
+	if p := sub.entry.public.Load(); p != nil {
+		return p, nil
+	}
+	ks, err := s.storeOf(sub.rec)
+	if err != nil {
+		return nil, err
+	}
+	src, ok := ks.(PublicKeySource)
+	if !ok {
+		return nil, fmt.Errorf("%w: public keys", ErrUnsupported)
+	}
+	spki, err := src.PublicKey(ctx, sub.rec.Current().Locator)
+	if err != nil {
+		return nil, fmt.Errorf("public key of %s: %w", sub.arn, err)
+	}
+	p, err := pubkey.Parse(spki)
+	if err != nil {
+		return nil, fmt.Errorf("public key of %s: %w", sub.arn, err)
+	}
+	sub.entry.public.Store(p)
+	return p, nil
+}

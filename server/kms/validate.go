@@ -1,0 +1,86 @@
+package kms
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"buf.build/go/protovalidate"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+)
+
+// validate is step 2: what the proto declares, then what it cannot.
+func (s *Service) validate(c *call) error {
+	if field := unknownField(c.req.ProtoReflect(), ""); field != "" {
+		return invalidField(field, "is not known to this version of the service")
+	}
+	if err := s.validator.Validate(c.req); err != nil {
+		return asViolations(err)
+	}
+	if c.op.valid != nil {
+		if err := c.op.valid(c.req); err != nil {
+			return err
+		}
+	}
+	c.validated = true
+	return nil
+}
+
+// asViolations turns protovalidate's answer into ours. Values are never part
+// of it: they may be secret.
+func asViolations(err error) error {
+	var invalid *protovalidate.ValidationError
+	if !errors.As(err, &invalid) {
+		return internalError(fmt.Errorf("validate: %w", err))
+	}
+	e := &Error{Code: CodeValidation}
+	texts := make([]string, 0, len(invalid.Violations))
+	for _, v := range invalid.Violations {
+		d := Violation{Field: protovalidate.FieldPathString(v.Proto.GetField()), Description: v.Proto.GetMessage()}
+		e.Violations = append(e.Violations, d)
+		texts = append(texts, d.Field+": "+d.Description)
+	}
+	e.Message = strings.Join(texts, "; ")
+	return e
+}
+
+// unknownField finds what the client sent and this version does not know. A
+// field that is silently ignored may be one that the client relies on.
+func unknownField(m protoreflect.Message, path string) string {
+	if len(m.GetUnknown()) > 0 {
+		n, _, _ := protowire.ConsumeTag(m.GetUnknown())
+		return fmt.Sprintf("%sfield %d", path, n)
+	}
+	found := ""
+	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case fd.IsMap() || fd.Message() == nil:
+		case fd.IsList():
+			for i := range v.List().Len() {
+				if found = unknownField(v.List().Get(i).Message(), fmt.Sprintf("%s%s[%d].", path, fd.Name(), i)); found != "" {
+					return false
+				}
+			}
+		default:
+			found = unknownField(v.Message(), path+string(fd.Name())+".")
+		}
+		return found == ""
+	})
+	return found
+}
+
+// requestMessages returns one message of every request type.
+func requestMessages(ops map[string]*operation) []proto.Message {
+	var out []proto.Message
+	for _, op := range ops {
+		mt, err := protoregistry.GlobalTypes.FindMessageByName(op.input.FullName())
+		if err != nil {
+			panic("kms: generated code lacks " + string(op.input.FullName()))
+		}
+		out = append(out, mt.New().Interface())
+	}
+	return out
+}
