@@ -1,0 +1,307 @@
+// Package sqlite keeps key and alias records in one SQLite database in a data
+// folder. It is the embedded default of kms.Store.
+//
+// It promises what kms.Store documents, and to operators:
+//
+//   - A write that returned nil survives the death of the process and, as far
+//     as disk and file system keep their word on fsync, a power failure
+//     (journal in WAL mode, synchronous=FULL, and fullfsync on macOS).
+//   - One process at a time uses a data folder for writing. A second one is
+//     refused with the process id of the first. OpenReadOnly works beside it.
+//   - Nothing is made silently: Open wants a database that exists, Create one
+//     that does not.
+//   - Schemas are brought up to date by numbered steps, each done wholly or not
+//     at all. A schema from a newer program is refused and left as it is.
+//   - A damaged, foreign or truncated file is refused at Open. A full or failing
+//     disk fails the write, harms nothing that was acknowledged, and when there
+//     is space again writes go on without a restart.
+//   - The database can be read with SQLite's own tools: times are UTC integer
+//     microseconds (finer parts are dropped), enums the names of their proto
+//     values, refs hexadecimal. A name that this version does not know is
+//     refused, never guessed.
+//
+// It deliberately does not encrypt (a record holds no secret), does not detect
+// that someone who may write to the folder changed a record or put an older
+// copy in place, and does not see that a write-ahead log (keyhold.db-wal) was
+// taken away after a crash: the folder's files belong together. It is not for
+// network file systems: the log needs shared memory (sqlite.org/wal.html).
+package sqlite
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/keyhold/keyhold/server/kms"
+)
+
+// instanceBytes is the length of an installation's id before it is written in
+// hexadecimal.
+const instanceBytes = 4
+
+// Options are what a Store takes from outside. The zero value is usable.
+type Options struct {
+	// Logger gets openings and migrations. Optional.
+	Logger *slog.Logger
+	// Now dates the installation and the steps of its schema. Optional;
+	// time.Now.
+	Now func() time.Time
+	// Rand is where Create takes the instance's id from. Optional;
+	// crypto/rand.
+	Rand io.Reader
+	// Program is the name and version of the running program, such as
+	// "keyholdd 1.2.0". It is kept with the schema, for the day when an older
+	// program meets it. Optional.
+	Program string
+}
+
+func (o Options) withDefaults() Options {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Rand == nil {
+		o.Rand = rand.Reader
+	}
+	if o.Program == "" {
+		o.Program = "keyholdd of unknown version"
+	}
+	return o
+}
+
+// Store is a database that is open for writing. Its process has the data
+// folder for itself.
+type Store struct {
+	*Reader
+
+	writer *sql.DB // one connection, used by who holds turn
+	// turn holds one element while a write is under way. Those who wait for
+	// it are served in order and obey their ctx.
+	turn chan struct{}
+	lock *folderLock
+}
+
+var _ kms.Store = (*Store)(nil)
+
+// Open opens the database in the data folder dir, and brings its schema up to
+// date. Errors: fs.ErrNotExist, ErrInUse, ErrExposed, ErrDamaged,
+// ErrNewerSchema, ErrNoSpace, ErrReadOnly, each wrapped in a text that names
+// the remedy. The caller closes the store.
+func Open(ctx context.Context, dir string, o Options) (*Store, error) {
+	return open(ctx, dir, o.withDefaults(), embedded)
+}
+
+func open(ctx context.Context, dir string, o Options, fsys fs.FS) (*Store, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	if err := checkFolder(dir); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	// Look before the lock file is made: a folder without a database is left
+	// as it is.
+	if err := checkFile(filepath.Join(dir, fileName)); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	lock, err := lockFolder(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	s, err := openLocked(ctx, dir, o, fsys, lock)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open store: %w", err), lock.release())
+	}
+	return s, nil
+}
+
+// openLocked opens the database of a folder that is locked. It keeps the lock
+// where it returns no error.
+func openLocked(ctx context.Context, dir string, o Options, fsys fs.FS, lock *folderLock) (*Store, error) {
+	path := filepath.Join(dir, fileName)
+	if err := checkFile(path); err != nil {
+		return nil, err
+	}
+	steps, err := migrations(fsys)
+	if err != nil {
+		return nil, err
+	}
+	writer := openWriter(path)
+	from, err := bringUp(ctx, writer, path, migrator{steps, o.Program, o.Now})
+	if err != nil {
+		return nil, errors.Join(explain(path, err), writer.Close())
+	}
+	r, err := newReader(ctx, path, openReaders(path, ""), len(steps))
+	if err != nil {
+		return nil, errors.Join(err, writer.Close())
+	}
+	o.Logger.InfoContext(ctx, "store opened", "path", path, "instance", r.instance, "schema", len(steps), "schema_before", from)
+	return &Store{Reader: r, writer: writer, turn: make(chan struct{}, 1), lock: lock}, nil
+}
+
+// bringUp checks what lies in the database and migrates it. It returns the
+// version that it found.
+func bringUp(ctx context.Context, db *sql.DB, path string, m migrator) (int, error) {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	from, err := schemaVersion(ctx, conn, path, len(m.steps))
+	if err != nil {
+		return 0, err
+	}
+	// Before anything is written: a damaged file is best left as it is.
+	if err := pragmaCheck(ctx, conn, path, "PRAGMA quick_check(5)"); err != nil {
+		return 0, err
+	}
+	if err := m.run(ctx, conn, from); err != nil {
+		return 0, err
+	}
+	return from, setWAL(ctx, conn)
+}
+
+// setWAL switches the write-ahead log on. The database remembers it, so that
+// this changes something only after Create or a foreign tool.
+func setWAL(ctx context.Context, conn *sql.Conn) error {
+	var mode string
+	if err := conn.QueryRowContext(ctx, "PRAGMA journal_mode = WAL").Scan(&mode); err != nil {
+		return fmt.Errorf("switch to the write-ahead log: %w", err)
+	}
+	if mode != "wal" {
+		return fmt.Errorf("switch to the write-ahead log: journal mode stays %q; hint: use a local file system", mode)
+	}
+	return nil
+}
+
+// Create makes a database with a new instance id in the data folder dir, and
+// opens it. It makes the folder too, not its parents. Errors: fs.ErrExist where
+// there is a database or what is left of one, and those of Open. After an error
+// there is no database, and Create may be called again.
+func Create(ctx context.Context, dir string, o Options) (*Store, error) {
+	return create(ctx, dir, o.withDefaults(), embedded)
+}
+
+func create(ctx context.Context, dir string, o Options, fsys fs.FS) (*Store, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("create store: %w", err)
+	}
+	if err := makeFolder(dir); err != nil {
+		return nil, fmt.Errorf("create store: %w", err)
+	}
+	lock, err := lockFolder(dir)
+	if err != nil {
+		return nil, fmt.Errorf("create store: %w", err)
+	}
+	s, err := createLocked(ctx, dir, o, fsys, lock)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("create store: %w", err), lock.release())
+	}
+	return s, nil
+}
+
+func createLocked(ctx context.Context, dir string, o Options, fsys fs.FS, lock *folderLock) (*Store, error) {
+	path := filepath.Join(dir, fileName)
+	if err := refuseRemains(path); err != nil {
+		return nil, err
+	}
+	// Made under another name, so that a crash leaves no half-made database.
+	temp := filepath.Join(dir, newFileName)
+	if err := removeDatabase(temp); err != nil {
+		return nil, err
+	}
+	if err := build(ctx, temp, o, fsys); err != nil {
+		return nil, errors.Join(explain(temp, err), removeDatabase(temp))
+	}
+	if err := os.Rename(temp, path); err != nil {
+		return nil, errors.Join(explain(path, err), removeDatabase(temp))
+	}
+	if err := syncFolder(dir); err != nil {
+		return nil, err
+	}
+	return openLocked(ctx, dir, o, fsys, lock)
+}
+
+// refuseRemains refuses a folder with a database, or with the log of one that
+// is gone: SQLite would play it into the new database.
+func refuseRemains(path string) error {
+	if _, err := os.Lstat(path); err == nil {
+		return fmt.Errorf("database %q: %w; hint: open it, or choose another folder", path, fs.ErrExist)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("look at the database: %w", err)
+	}
+	for _, suffix := range companions() {
+		if _, err := os.Lstat(path + suffix); !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%q: %w, but its database is gone; hint: put the database back, or move this file away (it may hold the last writes)", path+suffix, fs.ErrExist)
+		}
+	}
+	return nil
+}
+
+func removeDatabase(path string) error {
+	for _, suffix := range append(companions(), "") {
+		if err := os.Remove(path + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove an unfinished database: %w", explain(path, err))
+		}
+	}
+	return nil
+}
+
+// build writes a whole new database to path and closes it; SQLite syncs it.
+func build(ctx context.Context, path string, o Options, fsys fs.FS) (err error) {
+	steps, err := migrations(fsys)
+	if err != nil {
+		return err
+	}
+	id := make([]byte, instanceBytes)
+	if _, err := io.ReadFull(o.Rand, id); err != nil {
+		return fmt.Errorf("choose an instance id: %w", err)
+	}
+	// SQLite would make the file with the umask's mode.
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Chmod(fileMode), f.Close()); err != nil {
+		return err
+	}
+	db := openWriter(path)
+	defer func() { err = errors.Join(err, db.Close()) }()
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := (migrator{steps, o.Program, o.Now}).run(ctx, conn, 0); err != nil {
+		return err
+	}
+	if err := setWAL(ctx, conn); err != nil {
+		return err
+	}
+	_, err = conn.ExecContext(ctx, "INSERT INTO installation (one, instance, created_us) VALUES (1, ?, ?)",
+		hex.EncodeToString(id), micros(o.Now()))
+	return err
+}
+
+// Close waits for the operations under way, ends those that wait for their
+// turn with ErrClosed, and gives the data folder free. A second call does
+// nothing.
+func (s *Store) Close() error {
+	if !s.gate.shut() {
+		return nil
+	}
+	// The writer last: who closes last folds the log into the database.
+	return errors.Join(s.db.Close(), s.writer.Close(), s.lock.release())
+}
