@@ -77,8 +77,9 @@ type Generator interface {
 type StoredObject struct {
 	ID    []byte
 	Label string
-	// Class is the PKCS#11 class, such as "secret key" or "private key".
-	Class string
+	// Public is true for what is not key material that is secret: public
+	// keys, certificates, data.
+	Public bool
 }
 
 // Signer makes signatures.
@@ -87,9 +88,9 @@ type Signer interface {
 	// ED25519_SHA_512 the message. ECDSA signatures are DER.
 	Sign(ctx context.Context, l Locator, alg keyholdv1.SigningAlgorithmSpec, input []byte) ([]byte, error)
 
-	// CanSign returns nil where the algorithm is proven to work, else
-	// ErrUnsupported naming the mechanism.
-	CanSign(alg keyholdv1.SigningAlgorithmSpec) error
+	// CanSign returns nil where the algorithm is proven to work with such
+	// keys, else ErrUnsupported naming the mechanism.
+	CanSign(spec keyholdv1.KeySpec, alg keyholdv1.SigningAlgorithmSpec) error
 }
 
 // PublicKeySource knows the public half of its key pairs.

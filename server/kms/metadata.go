@@ -43,15 +43,6 @@ func (e *entry) state(r *KeyRecord) keyholdv1.KeyState {
 	return r.State
 }
 
-// pascal turns PENDING_DELETION into PendingDeletion, as AWS spells states.
-func pascal(s string) string {
-	var b strings.Builder
-	for part := range strings.SplitSeq(strings.ToLower(s), "_") {
-		b.WriteString(strings.ToUpper(part[:1]) + part[1:])
-	}
-	return b.String()
-}
-
 // Markers of the lists. A marker names what it is for, so that one list's
 // marker is refused by another.
 const (

@@ -4,19 +4,12 @@ import (
 	"strings"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/keyhold/keyhold/proto/awsjson"
 )
 
-// awsName returns AWS's spelling of an enum value: its name without the
-// prefix that the proto style demands.
-func awsName(e protoreflect.Enum) string {
-	d := e.Descriptor()
-	v := d.Values().ByNumber(e.Number())
-	if v == nil {
-		return "UNKNOWN"
-	}
-	zero := string(d.Values().Get(0).Name())
-	return strings.TrimPrefix(string(v.Name()), strings.TrimSuffix(zero, "UNSPECIFIED"))
-}
+// awsName returns AWS's spelling of an enum value.
+func awsName(e protoreflect.Enum) string { return awsjson.EnumName(e) }
 
 // keyName is a parsed name of a key: an id or an alias, with the account and
 // region that an ARN gives.

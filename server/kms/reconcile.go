@@ -101,9 +101,12 @@ func (s *Service) Reconcile(ctx context.Context) ([]Orphan, error) {
 // compare does one region's part of Reconcile.
 func (s *Service) compare(region Region, objects []StoredObject, records []*KeyRecord) []Orphan {
 	type place struct{ id, label string }
-	present, known := make(map[place]bool), make(map[place]bool)
+	all, present, known := make(map[place]bool), make(map[place]bool), make(map[place]bool)
 	for _, o := range objects {
-		present[place{string(o.ID), o.Label}] = true
+		p := place{string(o.ID), o.Label}
+		all[p] = true
+		// A public key without its private half is no key.
+		present[p] = present[p] || !o.Public
 	}
 	var orphans []Orphan
 	for _, r := range records {
@@ -134,7 +137,7 @@ func (s *Service) compare(region Region, objects []StoredObject, records []*KeyR
 		}
 	}
 	mine := labelPrefix + s.store.Instance() + ":"
-	for p := range present {
+	for p := range all {
 		id, ok := strings.CutPrefix(p.label, mine)
 		if ok && !known[p] {
 			orphans = append(orphans, Orphan{Kind: OrphanObject, Region: region, KeyID: KeyID(id), ObjectID: []byte(p.id), Label: p.label})

@@ -188,7 +188,7 @@ func (s *Service) Ready() error {
 // KeyCounts returns how many keys are in each state, by AWS's names.
 func (s *Service) KeyCounts() map[string]int {
 	counts := make(map[string]int)
-	s.keys.each(func(e *entry) { counts[pascal(awsName(e.state(e.rec.Load())))]++ })
+	s.keys.each(func(e *entry) { counts[awsName(e.state(e.rec.Load()))]++ })
 	return counts
 }
 

@@ -11,10 +11,26 @@ import (
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 )
 
-// algorithmOf returns the host's name of a signing algorithm.
-func algorithmOf(alg keyholdv1.SigningAlgorithmSpec) pubkey.Algorithm {
-	a, _ := pubkey.AlgorithmByName(awsName(alg))
-	return a
+// SignatureAlgorithm returns the name that signing on the host and in tokens
+// has for an algorithm.
+func SignatureAlgorithm(alg keyholdv1.SigningAlgorithmSpec) (pubkey.Algorithm, bool) {
+	a, ok := signatureAlgorithms[alg]
+	return a, ok
+}
+
+// signatureAlgorithms is never changed.
+var signatureAlgorithms = map[keyholdv1.SigningAlgorithmSpec]pubkey.Algorithm{
+	keyholdv1.SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_RSASSA_PSS_SHA_256:        pubkey.RSAPSSSHA256,
+	keyholdv1.SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_RSASSA_PSS_SHA_384:        pubkey.RSAPSSSHA384,
+	keyholdv1.SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_RSASSA_PSS_SHA_512:        pubkey.RSAPSSSHA512,
+	keyholdv1.SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_RSASSA_PKCS1_V1_5_SHA_256: pubkey.RSAPKCS1SHA256,
+	keyholdv1.SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_RSASSA_PKCS1_V1_5_SHA_384: pubkey.RSAPKCS1SHA384,
+	keyholdv1.SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_RSASSA_PKCS1_V1_5_SHA_512: pubkey.RSAPKCS1SHA512,
+	keyholdv1.SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_ECDSA_SHA_256:             pubkey.ECDSASHA256,
+	keyholdv1.SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_ECDSA_SHA_384:             pubkey.ECDSASHA384,
+	keyholdv1.SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_ECDSA_SHA_512:             pubkey.ECDSASHA512,
+	keyholdv1.SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_ED25519_SHA_512:           pubkey.Ed25519SHA512,
+	keyholdv1.SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_ED25519_PH_SHA_512:        pubkey.Ed25519phSHA512,
 }
 
 // signRequest is what Sign and Verify share.
@@ -29,7 +45,7 @@ type signRequest interface {
 // length.
 func validSignature(r signRequest) error {
 	alg, digest := r.GetSigningAlgorithm(), r.GetMessageType() == keyholdv1.MessageType_MESSAGE_TYPE_DIGEST
-	hash := algorithmOf(alg).Hash()
+	hash := signatureAlgorithms[alg].Hash()
 	switch {
 	case digest && hash == 0:
 		return invalidField("message_type", "must be RAW for %s", awsName(alg))
@@ -47,7 +63,7 @@ func validVerify(r *keyholdv1.VerifyRequest) error { return validSignature(r) }
 // signatureInput returns what the algorithm signs: the digest, or for Ed25519
 // the message.
 func signatureInput(r signRequest) []byte {
-	hash := algorithmOf(r.GetSigningAlgorithm()).Hash()
+	hash := signatureAlgorithms[r.GetSigningAlgorithm()].Hash()
 	if hash == 0 || r.GetMessageType() == keyholdv1.MessageType_MESSAGE_TYPE_DIGEST {
 		return r.GetMessage()
 	}
@@ -83,7 +99,7 @@ func (s *Service) sign(ctx context.Context, c *call, r *keyholdv1.SignRequest) (
 	if !ok {
 		return nil, fmt.Errorf("%w: signatures", ErrUnsupported)
 	}
-	if err := signer.CanSign(r.GetSigningAlgorithm()); err != nil {
+	if err := signer.CanSign(sub.rec.Spec, r.GetSigningAlgorithm()); err != nil {
 		return nil, err
 	}
 	sig, err := signer.Sign(ctx, sub.rec.Current().Locator, r.GetSigningAlgorithm(), signatureInput(r))
@@ -98,7 +114,7 @@ func (s *Service) verify(ctx context.Context, c *call, r *keyholdv1.VerifyReques
 	if err != nil {
 		return nil, err
 	}
-	err = pub.Verify(algorithmOf(r.GetSigningAlgorithm()), signatureInput(r), r.GetSignature())
+	err = pub.Verify(signatureAlgorithms[r.GetSigningAlgorithm()], signatureInput(r), r.GetSignature())
 	switch {
 	case errors.Is(err, pubkey.ErrSignature):
 		return nil, errorf(CodeInvalidSignature, "")
@@ -139,7 +155,7 @@ func (s *Service) offeredSigning(r *KeyRecord) []keyholdv1.SigningAlgorithmSpec 
 	if !ok {
 		return algs
 	}
-	return slices.DeleteFunc(slices.Clone(algs), func(a keyholdv1.SigningAlgorithmSpec) bool { return signer.CanSign(a) != nil })
+	return slices.DeleteFunc(slices.Clone(algs), func(a keyholdv1.SigningAlgorithmSpec) bool { return signer.CanSign(r.Spec, a) != nil })
 }
 
 // publicKey returns the key's public half, read from the key store once.
