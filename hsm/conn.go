@@ -200,15 +200,17 @@ func (c *conn) wanted() int {
 }
 
 // sessionLimit returns how many sessions the token allows. Zero means no limit (CK_EFFECTIVELY_INFINITE), all ones that the library does
-// not tell (CK_UNAVAILABLE_INFORMATION); both fields bind, since the limit of RW sessions is at most that of all. PKCS#11 v2.40, 3.2.
+// not tell (CK_UNAVAILABLE_INFORMATION). One RW session is all that is needed, so its own limit does not matter. PKCS#11 v2.40, 3.2.
 func sessionLimit(info pkcs11.TokenInfo) int {
-	const unknown = 1 << 20
 	n := info.MaxSessionCount
-	if n == 0 || n >= unknown {
-		return unknown
+	if n == 0 || n >= unlimited {
+		return unlimited
 	}
 	return int(n)
 }
+
+// unlimited is more sessions than anybody opens.
+const unlimited = 1 << 20
 
 // checkLimits says when the token allows too few sessions to work with.
 func (c *conn) checkLimits() error {

@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-
-	"golang.org/x/sys/unix"
 )
 
 // durable makes the changes of a token's objects survive a loss of power, where the token does not do so itself: SoftHSM writes its files
@@ -37,10 +35,7 @@ func newDurable(c *conn) (*durable, error) {
 			return &durable{}, nil
 		}
 		var err error
-		c.m.mu.Lock()
-		conf := c.m.softhsmConf
-		c.m.mu.Unlock()
-		if dir, err = softhsmTokenDir(conf, c.info.SerialNumber); err != nil {
+		if dir, err = softhsmTokenDir(c.m.conf(), c.info.SerialNumber); err != nil {
 			return nil, fmt.Errorf("the folder of SoftHSM token %q, which must be synced after changes: %w; name it in the configuration (TokenDir)", c.t.label, err)
 		}
 	}
@@ -237,6 +232,3 @@ func softhsmRoot(conf string) (string, error) {
 	}
 	return filepath.Clean(root), nil
 }
-
-// canWrite tells whether the process may write into a folder.
-func canWrite(dir string) bool { return unix.Access(dir, unix.W_OK) == nil }

@@ -1,37 +1,14 @@
 package hsm
 
-/*
-typedef unsigned long (*kh_login_fn)(unsigned long, unsigned long, unsigned char *, unsigned long);
-
-// C_Login is the 19th function of CK_FUNCTION_LIST, after the version.
-static unsigned long kh_login(void *functions, unsigned long session, unsigned long user, unsigned char *pin, unsigned long pin_len) {
-	struct { unsigned char major, minor; void *fn[19]; } *f = functions;
-	return ((kh_login_fn)f->fn[18])(session, user, pin, pin_len);
-}
-*/
-import "C"
-
 import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
 	"sync"
-	"unsafe"
 
 	"github.com/miekg/pkcs11"
 )
-
-// login logs in with the PIN, without leaving copies of it in memory as miekg/pkcs11 does; what the library keeps is its own affair.
-func (s *session) login(pin []byte) error { return s.loginAs(pkcs11.CKU_USER, pin) }
-
-func (s *session) loginAs(user uint, pin []byte) error {
-	rv := C.kh_login(unsafe.Pointer(s.direct().f), C.ulong(s.h), C.ulong(user), (*C.uchar)(unsafe.Pointer(unsafe.SliceData(pin))), C.ulong(len(pin)))
-	if rv != 0 {
-		return pkcs11.Error(rv)
-	}
-	return nil
-}
 
 // pinGuard keeps a PIN that the token rejected from being tried again: three wrong tries lock many tokens for good. It remembers digests under
 // a random key, never a PIN.

@@ -84,6 +84,10 @@ func (t *Token) setStateLocked(p phase, reason error, c *conn) {
 		t.log.Info("token ready", "state", next.public())
 		return
 	}
+	if p == phaseClosed {
+		t.log.Info("token closed")
+		return
+	}
 	t.log.Warn("token not ready", "state", next.public(), "reason", reason.Error())
 }
 

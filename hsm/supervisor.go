@@ -46,22 +46,27 @@ func newSupervisor(t *Token) *supervisor { return &supervisor{t: t, pins: newPIN
 // run supervises until the token is closed.
 func (s *supervisor) run() {
 	defer close(s.t.done)
-	for {
+	for !s.closing() {
 		s.step()
 		timer := time.NewTimer(s.pause())
 		select {
 		case <-s.t.stop:
-			timer.Stop()
-			s.end()
-			return
 		case <-s.t.wake:
-			timer.Stop()
-			if !s.space() {
-				s.end()
-				return
-			}
+			s.space()
 		case <-timer.C:
 		}
+		timer.Stop()
+	}
+	s.end()
+}
+
+// closing tells whether the token is being closed.
+func (s *supervisor) closing() bool {
+	select {
+	case <-s.t.stop:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -73,19 +78,17 @@ func (s *supervisor) pause() time.Duration {
 	return s.backoff
 }
 
-// space waits a little when the canary has just been asked. It returns false when the token was closed.
-func (s *supervisor) space() bool {
+// space waits a little when the canary has just been asked.
+func (s *supervisor) space() {
 	wait := suspectSpacing - time.Since(s.checked)
 	if wait <= 0 || s.c == nil {
-		return true
+		return
 	}
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		return true
 	case <-s.t.stop:
-		return false
 	}
 }
 

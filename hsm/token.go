@@ -124,6 +124,17 @@ func (t *Token) survivesBadTag() bool {
 	return c != nil && c.SessionSurvivesBadTag
 }
 
+// proven returns what the probe proved. It waits while the token is being opened.
+func (t *Token) proven(ctx context.Context, call string) (*Capabilities, error) {
+	if c := t.caps.Load(); c != nil {
+		return c, nil
+	}
+	if _, err := t.serving(ctx, call); err != nil {
+		return nil, err
+	}
+	return t.caps.Load(), nil
+}
+
 // use runs fn on a session for cryptography that it owns meanwhile. call names the operation for metrics.
 //
 // fn runs on another goroutine, and goes on running after use has returned when ctx ends first: it must not touch memory of the caller. Pass
@@ -247,7 +258,8 @@ func (t *Token) attempt(ctx context.Context, st *state, ln lane, r *request) (le
 	return st.conn.exec(ctx, ln, *r, st.changed, &t.waiting)
 }
 
-// serving returns the state whose connection to use. It waits while the token is paused, and fails at once when it is down.
+// serving returns the state whose connection to use. It waits while the token is being opened or mended, and fails at once when it
+// is down.
 func (t *Token) serving(ctx context.Context, call string) (*state, error) {
 	for {
 		if ctx.Err() != nil {
@@ -257,7 +269,7 @@ func (t *Token) serving(ctx context.Context, call string) (*state, error) {
 		if st.phase == phaseServing {
 			return st, nil
 		}
-		if st.phase != phasePaused {
+		if st.phase != phasePaused && st.phase != phaseStarting {
 			return nil, st.reason
 		}
 		select {

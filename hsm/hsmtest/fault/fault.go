@@ -1,0 +1,225 @@
+// Package fault makes a PKCS#11 library that misbehaves on request: it wraps a real one, and a test tells it which calls shall fail, hang or be
+// slow, how many sessions there are, and what the token's flags say. It also watches for what no user of PKCS#11 may do: two threads on one
+// session, and C_Finalize while another call is inside.
+//
+// It is a C library, compiled with $CC (or cc) into a temporary folder, and works in the process of the test as in any other that loads it.
+// 64-bit unix only.
+package fault
+
+import (
+	_ "embed"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+)
+
+//go:embed module/fault.c
+var source []byte
+
+// Module is one misbehaving library. Its methods may be called at any time from any goroutine.
+type Module struct {
+	Path string // of the library, to be loaded instead of the real one
+	ctl  *control
+}
+
+// The layout of module/fault.c.
+type control struct {
+	faults                         [functions]entry
+	reportMax, enforceMax          int64
+	setFlags, clearFlags           int64
+	open, inside, shared, finalize int64
+	rwCrypto, openRW               int64
+}
+
+type entry struct {
+	mode, rv, skip, times, slot, delay, calls, hanging int64
+}
+
+const functions = 68
+
+// The modes of an entry.
+const (
+	modeNone = iota
+	modeFail
+	modeFailAfter
+	modeHang
+	modeSlow
+)
+
+// numbers are the functions' places in CK_FUNCTION_LIST, for those that are wrapped.
+func number(tb testing.TB, call string) int {
+	tb.Helper()
+	numbers := map[string]int{
+		"C_Initialize": 0, "C_Finalize": 1, "C_GetInfo": 2, "C_GetSlotList": 4, "C_GetSlotInfo": 5, "C_GetTokenInfo": 6, "C_GetMechanismList": 7,
+		"C_GetMechanismInfo": 8, "C_InitToken": 9, "C_InitPIN": 10, "C_OpenSession": 12, "C_CloseSession": 13, "C_GetSessionInfo": 15, "C_Login": 18,
+		"C_Logout": 19, "C_CreateObject": 20, "C_CopyObject": 21, "C_DestroyObject": 22, "C_GetAttributeValue": 24, "C_SetAttributeValue": 25,
+		"C_FindObjectsInit": 26, "C_FindObjects": 27, "C_FindObjectsFinal": 28, "C_EncryptInit": 29, "C_Encrypt": 30, "C_DecryptInit": 33,
+		"C_Decrypt": 34, "C_SignInit": 42, "C_Sign": 43, "C_GenerateKey": 58, "C_GenerateKeyPair": 59, "C_WrapKey": 60, "C_UnwrapKey": 61,
+		"C_DeriveKey": 62, "C_GenerateRandom": 64,
+	}
+	n, ok := numbers[call]
+	if !ok {
+		tb.Fatalf("fault: call %q is not wrapped", call)
+	}
+	return n
+}
+
+// New compiles a library that wraps the real one at path. Each has its own copy of the real one, and so its own C_Initialize, sessions and
+// logins, whatever else the process has loaded.
+func New(tb testing.TB, path string) *Module {
+	tb.Helper()
+	dir := tb.TempDir()
+	src, lib, own := filepath.Join(dir, "fault.c"), filepath.Join(dir, "fault.so"), filepath.Join(dir, "real.so")
+	must := func(err error) {
+		tb.Helper()
+		if err != nil {
+			tb.Fatalf("fault: %v", err)
+		}
+	}
+	real, err := os.ReadFile(path)
+	must(err)
+	must(os.WriteFile(own, real, 0o700))
+	must(os.WriteFile(src, source, 0o600))
+	must(os.WriteFile(lib+".real", []byte(own), 0o600))
+	size := int(unsafe.Sizeof(control{}))
+	must(os.WriteFile(lib+".ctl", make([]byte, size), 0o600))
+	compiler := os.Getenv("CC")
+	if compiler == "" {
+		compiler = "cc"
+	}
+	args := []string{"-std=c11", "-O1", "-Wall", "-Werror", "-Wno-unused-result", "-shared", "-fPIC", "-o", lib, src, "-ldl", "-lpthread"}
+	if out, err := exec.Command(compiler, args...).CombinedOutput(); err != nil {
+		tb.Fatalf("fault: %s: %v\n%s", compiler, err, out)
+	}
+	f, err := os.OpenFile(lib+".ctl", os.O_RDWR, 0)
+	must(err)
+	defer f.Close()
+	mem, err := syscall.Mmap(int(f.Fd()), 0, size, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+	must(err)
+	// The mapping stays: a call of the library may outlive the test.
+	m := &Module{Path: lib, ctl: (*control)(unsafe.Pointer(unsafe.SliceData(mem)))}
+	for i := range m.ctl.faults {
+		m.ctl.faults[i].slot = -1
+	}
+	tb.Cleanup(m.ClearAll) // so that nothing hangs on
+	return m
+}
+
+// Fault is what a call shall do instead of its work.
+type Fault struct {
+	RV    uint          // fail with this return value
+	After bool          // do the work first, and fail then: "failed but persisted"
+	Hang  bool          // hang until cleared, then do the work
+	Slow  time.Duration // take this much longer
+	Skip  int           // let so many calls pass first
+	Times int           // last for so many calls; 0 is for ever
+	Slot  *uint         // only calls on sessions of this slot
+}
+
+// Set makes a call misbehave, in place of what was set for it before.
+func (m *Module) Set(tb testing.TB, call string, f Fault) {
+	tb.Helper()
+	e := &m.ctl.faults[number(tb, call)]
+	mode, times, slot := int64(modeFail), int64(-1), int64(-1)
+	switch {
+	case f.Hang:
+		mode = modeHang
+	case f.Slow > 0:
+		mode = modeSlow
+	case f.After:
+		mode = modeFailAfter
+	}
+	if f.Times > 0 {
+		times = int64(f.Times)
+	}
+	if f.Slot != nil {
+		slot = int64(*f.Slot)
+	}
+	atomic.StoreInt64(&e.mode, modeNone)
+	atomic.StoreInt64(&e.rv, int64(f.RV))
+	atomic.StoreInt64(&e.skip, int64(f.Skip))
+	atomic.StoreInt64(&e.times, times)
+	atomic.StoreInt64(&e.slot, slot)
+	atomic.StoreInt64(&e.delay, int64(f.Slow))
+	atomic.StoreInt64(&e.mode, mode)
+}
+
+// Fail makes the next n calls fail, or all until cleared when n is 0.
+func (m *Module) Fail(tb testing.TB, call string, rv uint, n int) {
+	tb.Helper()
+	m.Set(tb, call, Fault{RV: rv, Times: n})
+}
+
+// Hang makes a call hang until cleared.
+func (m *Module) Hang(tb testing.TB, call string) {
+	tb.Helper()
+	m.Set(tb, call, Fault{Hang: true})
+}
+
+// Clear makes a call work again, and releases what hangs in it.
+func (m *Module) Clear(tb testing.TB, call string) {
+	tb.Helper()
+	atomic.StoreInt64(&m.ctl.faults[number(tb, call)].mode, modeNone)
+}
+
+// ClearAll makes every call work again.
+func (m *Module) ClearAll() {
+	for i := range m.ctl.faults {
+		atomic.StoreInt64(&m.ctl.faults[i].mode, modeNone)
+	}
+}
+
+// Calls returns how often a function was called, failed calls included.
+func (m *Module) Calls(tb testing.TB, call string) int {
+	tb.Helper()
+	return int(atomic.LoadInt64(&m.ctl.faults[number(tb, call)].calls))
+}
+
+// Hanging returns how many calls of a function hang now.
+func (m *Module) Hanging(tb testing.TB, call string) int {
+	tb.Helper()
+	return int(atomic.LoadInt64(&m.ctl.faults[number(tb, call)].hanging))
+}
+
+// Sessions returns how many sessions are open, and how many of these are RW.
+func (m *Module) Sessions() (all, rw int) {
+	return int(atomic.LoadInt64(&m.ctl.open)), int(atomic.LoadInt64(&m.ctl.openRW))
+}
+
+// LimitSessions makes tokens report a limit (0: the real one, ^uint(0): unknown) and the library keep one over all tokens (0: none).
+func (m *Module) LimitSessions(report uint, enforce int) {
+	atomic.StoreInt64(&m.ctl.reportMax, int64(report))
+	atomic.StoreInt64(&m.ctl.enforceMax, int64(enforce))
+}
+
+// TokenFlags sets and clears flags in what C_GetTokenInfo says.
+func (m *Module) TokenFlags(set, clear uint) {
+	atomic.StoreInt64(&m.ctl.setFlags, int64(set))
+	atomic.StoreInt64(&m.ctl.clearFlags, int64(clear))
+}
+
+// Violations says what the library's user did that nobody may do: empty when all was well.
+func (m *Module) Violations() []string {
+	var v []string
+	for _, c := range []struct {
+		n    *int64
+		what string
+	}{
+		{&m.ctl.shared, "calls on a session that another thread was in"},
+		{&m.ctl.finalize, "C_Finalize while another call was inside"},
+	} {
+		if n := atomic.LoadInt64(c.n); n > 0 {
+			v = append(v, fmt.Sprintf("%d %s", n, c.what))
+		}
+	}
+	return v
+}
+
+// CryptoOnRW returns how many cryptographic calls were made on RW sessions. The pairwise tests of new keys are.
+func (m *Module) CryptoOnRW() int { return int(atomic.LoadInt64(&m.ctl.rwCrypto)) }
