@@ -75,7 +75,9 @@ var internalImports = map[string]reasons{
 		"server/identity": "a door authenticates",
 	},
 	"server/adminapi": {
-		"server/kms": "metrics and readiness of the core",
+		"server/kms":   "metrics and readiness of the core",
+		"server/audit": "metrics of the journal",
+		"hsm":          "metrics of tokens",
 	},
 	"server": {
 		"server/kms":            "wiring",
