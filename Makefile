@@ -113,8 +113,9 @@ check-breaking:
 		echo "$$base has no proto/ yet: there is nothing to compare the API with"; exit 0; \
 	fi; \
 	rm -rf .gen/base && mkdir -p .gen/base/.gen && \
-	git archive --format=tar -o .gen/base/base.tar "$$base" buf.yaml ':(glob)proto/**/*.proto' && \
-	(cd .gen/base && tar -xf base.tar) && cp -R .gen/proto .gen/base/.gen/proto && \
+	GIT_INDEX_FILE=$$PWD/.gen/base/index && export GIT_INDEX_FILE && git read-tree "$$base" && \
+	git ls-files -- buf.yaml ':(glob)proto/**/*.proto' | git checkout-index --prefix=.gen/base/ --stdin && \
+	cp -R .gen/proto .gen/base/.gen/proto && \
 	$(BUF) breaking --against .gen/base && echo "compatible with $$base"; \
 	status=$$?; rm -rf .gen/base; exit $$status
 
