@@ -134,3 +134,10 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	return c, nil
 }
+
+// Check returns nil where Open would accept the configuration, else what is wrong and how to mend it. It touches nothing that the
+// configuration names.
+func (c Config) Check() error {
+	_, err := c.withDefaults()
+	return err
+}

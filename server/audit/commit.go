@@ -180,44 +180,45 @@ func (j *Journal) encode(batch []*request) (records int, anySynced, anyWritten b
 func (j *Journal) commit(batch []*request) {
 	w := &j.w
 	start := len(w.buf)
-	records, anySynced, anyWritten := j.encode(batch)
+	records, mustSync, anyWritten := j.encode(batch)
 	began := time.Now()
 	j.enterIO()
-	var err error
-	if start == 0 && !anyWritten {
-		err = w.seg.file.WriteSync(w.buf, w.durableOff)
-	} else {
-		_, err = w.seg.file.WriteAt(w.buf[w.written:], w.durableOff+int64(w.written))
-		if err == nil {
-			w.written = len(w.buf)
+	_, err := w.seg.file.WriteAt(w.buf[w.written:], w.durableOff+int64(w.written))
+	if err == nil {
+		w.written = len(w.buf)
+		mustSync = mustSync || len(w.buf) >= maxUnsyncedBytes
+		if anyWritten {
+			j.acknowledgeWritten()
 		}
-		if err == nil && anyWritten {
-			// All of buf counts as acknowledged: what lies between must come along to
-			// keep the chain.
-			w.acked, w.ackedAt = len(w.buf), w.tip
-			if w.syncDue.IsZero() {
-				w.syncDue = time.Now().Add(j.opts.SyncInterval)
-			}
-			j.finishInflight(func(r *request) bool { return r.durability == Written }, nil)
-		}
-		if err == nil && (anySynced || len(w.buf) >= maxUnsyncedBytes) {
-			anySynced = true
+		if mustSync {
 			err = w.seg.file.Sync()
 		}
 	}
 	j.leaveIO()
-	j.observe(Commit{Records: records, Bytes: len(w.buf) - start, Synced: anySynced, Elapsed: time.Since(began), Err: err})
-	switch {
-	case err != nil:
+	j.observe(Commit{Records: records, Bytes: len(w.buf) - start, Synced: mustSync, Elapsed: time.Since(began), Err: err})
+	if err != nil {
 		j.fail(err)
 		return
-	case anySynced:
+	}
+	if mustSync {
 		j.synced()
 	}
 	j.finishInflight(nil, nil)
-	if anySynced {
+	if mustSync {
 		j.writeHead()
 	}
+}
+
+// acknowledgeWritten ends the wait of those who only wanted a write. From then on
+// all of buf counts as acknowledged: what lies between must come along to keep the
+// chain.
+func (j *Journal) acknowledgeWritten() {
+	w := &j.w
+	w.acked, w.ackedAt = len(w.buf), w.tip
+	if w.syncDue.IsZero() {
+		w.syncDue = time.Now().Add(j.opts.SyncInterval)
+	}
+	j.finishInflight(func(r *request) bool { return r.durability == Written }, nil)
 }
 
 // finishInflight finishes the taken requests that match (all, if match is nil) and

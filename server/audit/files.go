@@ -18,9 +18,6 @@ import (
 type file interface {
 	io.ReaderAt
 	io.WriterAt
-	// WriteSync is WriteAt; when it returns nil, p is on the disk. It says nothing
-	// about bytes that an earlier WriteAt left unsynced.
-	WriteSync(p []byte, off int64) error
 	// Sync puts everything written so far on the disk, with the metadata needed to
 	// read it back.
 	Sync() error
@@ -157,13 +154,21 @@ func readHead(fsys fileSystem, dir string) (id journalID, at Anchor, found bool,
 	return id, at, true, err
 }
 
+// writeSync writes p and makes it durable, with all that was written before.
+func writeSync(f file, p []byte, off int64) error {
+	if _, err := f.WriteAt(p, off); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
 // createHead makes the head file durable, with its directory entry.
 func createHead(fsys fileSystem, dir string, id journalID, at Anchor) (file, error) {
 	f, err := fsys.OpenFile(filepath.Join(dir, headName), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("create head file: %w", err)
 	}
-	err = f.WriteSync(appendHead(nil, id, at), 0)
+	err = writeSync(f, appendHead(nil, id, at), 0)
 	if err == nil {
 		err = fsys.SyncDir(dir)
 	}

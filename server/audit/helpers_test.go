@@ -286,11 +286,6 @@ func (f *faultFile) WriteAt(p []byte, off int64) (n int, err error) {
 	return n, err
 }
 
-// WriteSync is counted and failed as a sync.
-func (f *faultFile) WriteSync(p []byte, off int64) error {
-	return f.do("sync", func() error { return f.file.WriteSync(p, off) })
-}
-
 func (f *faultFile) Sync() error { return f.do("sync", f.file.Sync) }
 
 func (f *faultFile) Allocate(size int64) error {

@@ -149,7 +149,7 @@ func (o *opening) open() error {
 	if usable {
 		o.head, err = o.fsys.OpenFile(filepath.Join(o.dir, headName), os.O_RDWR, 0)
 		if err == nil {
-			err = o.head.WriteSync(appendHead(nil, o.id, o.at), 0)
+			err = writeSync(o.head, appendHead(nil, o.id, o.at), 0)
 		}
 		return err
 	}
@@ -311,7 +311,7 @@ func (o *opening) goOn(start Anchor, t tail, notes []byte) error {
 	if err := o.seg.file.Sync(); err != nil {
 		return fmt.Errorf("erase unfinished commit: %w", err)
 	}
-	if err := o.seg.file.WriteSync(notes, o.off); err != nil {
+	if err := writeSync(o.seg.file, notes, o.off); err != nil {
 		return fmt.Errorf("write note: %w", err)
 	}
 	o.off += int64(len(notes))

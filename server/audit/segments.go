@@ -104,11 +104,8 @@ func reuseSpare(fsys fileSystem, path string, size int64) *spare {
 // yet have a segment's name.
 func (s *spare) fill(id journalID, start Anchor, created time.Time, records []byte) error {
 	h := segmentHeader{id: id, start: start, created: created}
-	if err := s.file.WriteSync(append(h.encode(), records...), 0); err != nil {
+	if err := writeSync(s.file, append(h.encode(), records...), 0); err != nil {
 		return fmt.Errorf("write header of new audit segment: %w", err)
-	}
-	if err := s.file.Sync(); err != nil { // its length and blocks too, whatever WriteSync did
-		return fmt.Errorf("sync new audit segment: %w", err)
 	}
 	return nil
 }

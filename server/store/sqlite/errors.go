@@ -71,17 +71,17 @@ func ioError(path string, err error, errno syscall.Errno) error {
 	case syscall.EROFS, syscall.EACCES, syscall.EPERM:
 		return readOnly(path, err)
 	case syscall.EMFILE, syscall.ENFILE:
-		return fmt.Errorf("database %q: %w; hint: raise the limit of open files (ulimit -n)", path, err)
+		return fmt.Errorf("%q: %w; hint: raise the limit of open files (ulimit -n)", path, err)
 	}
-	return fmt.Errorf("database %q: %w; hint: check the disk and the kernel's log", path, err)
+	return fmt.Errorf("%q: %w; hint: check the disk and the kernel's log", path, err)
 }
 
 func noSpace(path string, err error) error {
-	return fmt.Errorf("database %q: %w: %w; hint: free space on its file system, writes then go on by themselves", path, ErrNoSpace, err)
+	return fmt.Errorf("%q: %w: %w; hint: free space on its file system, writes then go on by themselves", path, ErrNoSpace, err)
 }
 
 func readOnly(path string, err error) error {
-	return fmt.Errorf("database %q is %w: %w; hint: mount the file system read-write, and give folder and files to the user of this process", path, ErrReadOnly, err)
+	return fmt.Errorf("%q is %w: %w; hint: mount the file system read-write, and give folder and files to the user of this process", path, ErrReadOnly, err)
 }
 
 func damaged(path string, what error) error {

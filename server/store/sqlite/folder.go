@@ -144,10 +144,15 @@ func claim(f *os.File, dir string) error {
 			return err
 		}
 	}
-	if err := f.Truncate(0); err != nil {
-		return err
+	// The lock holds without the note: a full disk shall not stop a start that
+	// could serve otherwise.
+	err := f.Truncate(0)
+	if err == nil {
+		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
-	_, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return nil
+	}
 	return err
 }
 

@@ -14,20 +14,51 @@ import (
 	"syscall"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"github.com/keyhold/keyhold/server/kms"
 	"github.com/keyhold/keyhold/server/store/storetest"
 )
 
-// crashDirEnv names the data folder to a child process that shall write to it
-// until it is killed.
-const crashDirEnv = "KEYHOLD_TEST_CRASH_DIR"
+const (
+	// crashDirEnv names the data folder to a child process that shall write to
+	// it until it is killed.
+	crashDirEnv = "KEYHOLD_TEST_CRASH_DIR"
+	// lookDirEnv names it to one that shall look at it, as doctor does.
+	lookDirEnv = "KEYHOLD_TEST_LOOK_DIR"
+)
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(crashDirEnv); dir != "" {
 		fmt.Fprintln(os.Stderr, crashChild(dir))
 		os.Exit(1) // it never ends by itself
 	}
-	os.Exit(m.Run())
+	if dir := os.Getenv(lookDirEnv); dir != "" {
+		if err := lookChild(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// lookChild prints the ids of the keys.
+func lookChild(dir string) error {
+	ctx := context.Background()
+	r, err := OpenReadOnly(ctx, dir, Options{})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	snap, err := r.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	for _, k := range snap.Keys {
+		fmt.Println(k.ID)
+	}
+	return r.Check(ctx)
 }
 
 func crashChild(dir string) error {

@@ -149,7 +149,7 @@ func (m migrator) apply(ctx context.Context, conn *sql.Conn, step migration) err
 // stay when a later one fails.
 func stillInTransaction(conn *sql.Conn) error {
 	return conn.Raw(func(c any) error {
-		if c.(*sqlite3.SQLiteConn).AutoCommit() {
+		if sc, ok := c.(*sqlite3.SQLiteConn); !ok || sc.AutoCommit() {
 			return errors.New("the script ends its transaction by itself")
 		}
 		return nil
@@ -174,4 +174,39 @@ func checkReferences(ctx context.Context, q queryer) error {
 		return fmt.Errorf("a row of %s names one of %s that is not there", table, parent)
 	}
 	return rows.Err()
+}
+
+// bringUp checks what lies in the database and migrates it. It returns the
+// version that it found.
+func bringUp(ctx context.Context, db *sql.DB, path string, m migrator) (int, error) {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	from, err := schemaVersion(ctx, conn, path, len(m.steps))
+	if err != nil {
+		return 0, err
+	}
+	// Before anything is written: a damaged file is best left as it is.
+	if err := pragmaCheck(ctx, conn, path, "PRAGMA quick_check(5)"); err != nil {
+		return 0, err
+	}
+	if err := m.run(ctx, conn, from); err != nil {
+		return 0, err
+	}
+	return from, setWAL(ctx, conn)
+}
+
+// setWAL switches the write-ahead log on. The database remembers it, so that
+// this changes something only after Create or a foreign tool.
+func setWAL(ctx context.Context, conn *sql.Conn) error {
+	var mode string
+	if err := conn.QueryRowContext(ctx, "PRAGMA journal_mode = WAL").Scan(&mode); err != nil {
+		return fmt.Errorf("switch to the write-ahead log: %w", err)
+	}
+	if mode != "wal" {
+		return fmt.Errorf("switch to the write-ahead log: journal mode stays %q; hint: use a local file system", mode)
+	}
+	return nil
 }

@@ -118,10 +118,16 @@ func (r *Reader) view(ctx context.Context, fn func(q queryer) error) error {
 		defer tx.Rollback() // it has nothing to commit
 		err = fn(tx)
 	}
+	return ctxError(ctx, explain(r.path, err))
+}
+
+// ctxError returns ctx's error in place of err where ctx has ended: an
+// interruption comes to light in several ways.
+func ctxError(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil {
-		return ctx.Err() // whatever way the interruption came to light
+		return ctx.Err()
 	}
-	return explain(r.path, err)
+	return err
 }
 
 // Snapshot implements kms.Store. Keys are in the order of their ids, aliases

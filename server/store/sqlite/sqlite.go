@@ -31,22 +31,16 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/keyhold/keyhold/server/kms"
 )
-
-// instanceBytes is the length of an installation's id before it is written in
-// hexadecimal.
-const instanceBytes = 4
 
 // Options are what a Store takes from outside. The zero value is usable.
 type Options struct {
@@ -88,8 +82,9 @@ type Store struct {
 	writer *sql.DB // one connection, used by who holds turn
 	// turn holds one element while a write is under way. Those who wait for
 	// it are served in order and obey their ctx.
-	turn chan struct{}
-	lock *folderLock
+	turn    chan struct{}
+	busyMax time.Duration // writeBusyMax
+	lock    *folderLock
 }
 
 var _ kms.Store = (*Store)(nil)
@@ -140,159 +135,14 @@ func openLocked(ctx context.Context, dir string, o Options, fsys fs.FS, lock *fo
 	writer := openWriter(path)
 	from, err := bringUp(ctx, writer, path, migrator{steps, o.Program, o.Now})
 	if err != nil {
-		return nil, errors.Join(explain(path, err), writer.Close())
+		return nil, errors.Join(ctxError(ctx, explain(path, err)), writer.Close())
 	}
 	r, err := newReader(ctx, path, openReaders(path, ""), len(steps))
 	if err != nil {
 		return nil, errors.Join(err, writer.Close())
 	}
 	o.Logger.InfoContext(ctx, "store opened", "path", path, "instance", r.instance, "schema", len(steps), "schema_before", from)
-	return &Store{Reader: r, writer: writer, turn: make(chan struct{}, 1), lock: lock}, nil
-}
-
-// bringUp checks what lies in the database and migrates it. It returns the
-// version that it found.
-func bringUp(ctx context.Context, db *sql.DB, path string, m migrator) (int, error) {
-	conn, err := db.Conn(ctx)
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close()
-	from, err := schemaVersion(ctx, conn, path, len(m.steps))
-	if err != nil {
-		return 0, err
-	}
-	// Before anything is written: a damaged file is best left as it is.
-	if err := pragmaCheck(ctx, conn, path, "PRAGMA quick_check(5)"); err != nil {
-		return 0, err
-	}
-	if err := m.run(ctx, conn, from); err != nil {
-		return 0, err
-	}
-	return from, setWAL(ctx, conn)
-}
-
-// setWAL switches the write-ahead log on. The database remembers it, so that
-// this changes something only after Create or a foreign tool.
-func setWAL(ctx context.Context, conn *sql.Conn) error {
-	var mode string
-	if err := conn.QueryRowContext(ctx, "PRAGMA journal_mode = WAL").Scan(&mode); err != nil {
-		return fmt.Errorf("switch to the write-ahead log: %w", err)
-	}
-	if mode != "wal" {
-		return fmt.Errorf("switch to the write-ahead log: journal mode stays %q; hint: use a local file system", mode)
-	}
-	return nil
-}
-
-// Create makes a database with a new instance id in the data folder dir, and
-// opens it. It makes the folder too, not its parents. Errors: fs.ErrExist where
-// there is a database or what is left of one, and those of Open. After an error
-// there is no database, and Create may be called again.
-func Create(ctx context.Context, dir string, o Options) (*Store, error) {
-	return create(ctx, dir, o.withDefaults(), embedded)
-}
-
-func create(ctx context.Context, dir string, o Options, fsys fs.FS) (*Store, error) {
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return nil, fmt.Errorf("create store: %w", err)
-	}
-	if err := makeFolder(dir); err != nil {
-		return nil, fmt.Errorf("create store: %w", err)
-	}
-	lock, err := lockFolder(dir)
-	if err != nil {
-		return nil, fmt.Errorf("create store: %w", err)
-	}
-	s, err := createLocked(ctx, dir, o, fsys, lock)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("create store: %w", err), lock.release())
-	}
-	return s, nil
-}
-
-func createLocked(ctx context.Context, dir string, o Options, fsys fs.FS, lock *folderLock) (*Store, error) {
-	path := filepath.Join(dir, fileName)
-	if err := refuseRemains(path); err != nil {
-		return nil, err
-	}
-	// Made under another name, so that a crash leaves no half-made database.
-	temp := filepath.Join(dir, newFileName)
-	if err := removeDatabase(temp); err != nil {
-		return nil, err
-	}
-	if err := build(ctx, temp, o, fsys); err != nil {
-		return nil, errors.Join(explain(temp, err), removeDatabase(temp))
-	}
-	if err := os.Rename(temp, path); err != nil {
-		return nil, errors.Join(explain(path, err), removeDatabase(temp))
-	}
-	if err := syncFolder(dir); err != nil {
-		return nil, err
-	}
-	return openLocked(ctx, dir, o, fsys, lock)
-}
-
-// refuseRemains refuses a folder with a database, or with the log of one that
-// is gone: SQLite would play it into the new database.
-func refuseRemains(path string) error {
-	if _, err := os.Lstat(path); err == nil {
-		return fmt.Errorf("database %q: %w; hint: open it, or choose another folder", path, fs.ErrExist)
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("look at the database: %w", err)
-	}
-	for _, suffix := range companions() {
-		if _, err := os.Lstat(path + suffix); !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%q: %w, but its database is gone; hint: put the database back, or move this file away (it may hold the last writes)", path+suffix, fs.ErrExist)
-		}
-	}
-	return nil
-}
-
-func removeDatabase(path string) error {
-	for _, suffix := range append(companions(), "") {
-		if err := os.Remove(path + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove an unfinished database: %w", explain(path, err))
-		}
-	}
-	return nil
-}
-
-// build writes a whole new database to path and closes it; SQLite syncs it.
-func build(ctx context.Context, path string, o Options, fsys fs.FS) (err error) {
-	steps, err := migrations(fsys)
-	if err != nil {
-		return err
-	}
-	id := make([]byte, instanceBytes)
-	if _, err := io.ReadFull(o.Rand, id); err != nil {
-		return fmt.Errorf("choose an instance id: %w", err)
-	}
-	// SQLite would make the file with the umask's mode.
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(f.Chmod(fileMode), f.Close()); err != nil {
-		return err
-	}
-	db := openWriter(path)
-	defer func() { err = errors.Join(err, db.Close()) }()
-	conn, err := db.Conn(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	if err := (migrator{steps, o.Program, o.Now}).run(ctx, conn, 0); err != nil {
-		return err
-	}
-	if err := setWAL(ctx, conn); err != nil {
-		return err
-	}
-	_, err = conn.ExecContext(ctx, "INSERT INTO installation (one, instance, created_us) VALUES (1, ?, ?)",
-		hex.EncodeToString(id), micros(o.Now()))
-	return err
+	return &Store{Reader: r, writer: writer, turn: make(chan struct{}, 1), busyMax: writeBusyMax, lock: lock}, nil
 }
 
 // Close waits for the operations under way, ends those that wait for their

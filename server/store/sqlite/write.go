@@ -53,7 +53,7 @@ func (s *Store) begin(ctx context.Context) (*sql.Tx, error) {
 		if err == nil {
 			return tx, nil
 		}
-		if !busy(err) || time.Since(start) > writeBusyMax {
+		if !busy(err) || time.Since(start) > s.busyMax {
 			return nil, explain(s.path, err)
 		}
 	}

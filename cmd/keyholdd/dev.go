@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyhold/keyhold/server"
+	"github.com/keyhold/keyhold/server/dev"
+)
+
+// readyTimeout is how long dev waits for its own token.
+const readyTimeout = time.Minute
+
+func devCommand() *cobra.Command {
+	var opts dev.Options
+	var later struct{ aws, xks string }
+	cmd := &cobra.Command{
+		Use:   "dev",
+		Short: "Run a whole service on SoftHSM, for development",
+		Long: `Makes a token, certificates and a configuration in a folder, if they are not
+there yet, and serves on loopback. Port 0 takes a free port. When all doors
+answer, <dir>/dev.env has the settings for clients. Ctrl-C stops it; a second
+start on the folder finds all keys again.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return runDev(cmd.Context(), opts, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&opts.Dir, "dir", ".keyhold", "folder for token, keys, certificates and logs")
+	f.StringVar(&opts.GRPC, "grpc", "127.0.0.1:9443", "address of the gRPC door")
+	f.StringVar(&opts.Admin, "admin", "127.0.0.1:9090", "address of the admin listener")
+	f.StringVar(&opts.Account, "account", "000000000000", "account of the root principal, 12 digits")
+	f.StringArrayVar(&opts.Regions, "region", []string{"us-east-1"}, "region; may be given several times, the first is the default")
+	f.StringVar(&later.aws, "aws", "127.0.0.1:8080", "address of the AWS door (not built yet, ignored)")
+	f.StringVar(&later.xks, "xks", "127.0.0.1:8443", "address of the XKS door (not built yet, ignored)")
+	return cmd
+}
+
+func runDev(ctx context.Context, opts dev.Options, stdout, stderr io.Writer) error {
+	world, err := dev.Prepare(ctx, opts)
+	if err != nil {
+		return err
+	}
+	log := server.NewLogger(stderr, world.Config.Log)
+	forbidCoreDumps(log)
+	options := server.Options{Logger: log, Version: version}
+	if _, err := server.Initialise(ctx, world.Config, options); err != nil {
+		return err
+	}
+	serving := make(chan server.Addresses, 1)
+	options.Serving = func(a server.Addresses) { serving <- a }
+	s, err := server.New(ctx, world.Config, options)
+	if err != nil {
+		return err
+	}
+	defer s.Close(ctx)
+	if err := world.ForgetEnv(); err != nil {
+		return err
+	}
+	wait, cancel := context.WithTimeout(ctx, readyTimeout)
+	err = s.WaitReady(wait)
+	cancel()
+	if err != nil {
+		return err
+	}
+	// The settings appear while Run serves; Run's end ends the wait for them.
+	running, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- s.Run(running) }()
+	select {
+	case a := <-serving:
+		err = world.WriteEnv(a)
+		if err == nil {
+			greet(stdout, world, a)
+			err = <-done
+			stop()
+			return err
+		}
+	case err = <-done:
+		stop()
+		return err
+	}
+	stop()
+	<-done
+	return err
+}
+
+func greet(w io.Writer, world *dev.World, a server.Addresses) {
+	fmt.Fprintf(w, `
+Keyhold serves gRPC on %s and metrics on http://%s/metrics.
+In another shell:
+
+  set -a; . %s; set +a
+  bin/keyhold key create --alias app
+  echo 'attack at dawn' | bin/keyhold encrypt --key alias/app > secret.bin
+  bin/keyhold decrypt < secret.bin
+
+Ctrl-C stops it; the keys stay in the token.
+`, a.GRPC, a.Admin, world.EnvFile) //nolint:errcheck // a greeting
+}

@@ -1,0 +1,207 @@
+package adminapi
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/keyhold/keyhold/hsm"
+	"github.com/keyhold/keyhold/server/audit"
+	"github.com/keyhold/keyhold/server/kms"
+)
+
+// Metrics collects what /metrics shows. Its methods may be called
+// concurrently and are quick.
+type Metrics struct {
+	registry *prometheus.Registry
+
+	requests    *prometheus.CounterVec
+	latency     *prometheus.HistogramVec
+	parts       *prometheus.HistogramVec
+	refused     prometheus.Counter
+	calls       *prometheus.CounterVec
+	callTime    *prometheus.HistogramVec
+	evicted     *prometheus.CounterVec
+	initialized *prometheus.CounterVec
+	commitTime  prometheus.Histogram
+	commitSize  prometheus.Histogram
+	auditBytes  prometheus.Counter
+	auditFailed prometheus.Counter
+}
+
+var (
+	_ kms.Observer = (*Metrics)(nil)
+	_ hsm.Observer = tokenObserver{}
+)
+
+// latencyBuckets are in seconds, from 20 µs to 10 s.
+func latencyBuckets() []float64 {
+	return []float64{20e-6, 50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 100e-3, 250e-3, 500e-3, 1, 2.5, 10}
+}
+
+// NewMetrics makes an empty set.
+func NewMetrics() *Metrics {
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+	}
+	histogram := func(name, help string, labels ...string) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: latencyBuckets()}, labels)
+	}
+	m := &Metrics{
+		registry: prometheus.NewRegistry(),
+		requests: counter("keyhold_requests_total", "Requests by operation and by the exception that they ended with; an empty code is success.", "operation", "code"),
+		latency:  histogram("keyhold_request_seconds", "Time of requests in the core.", "operation"),
+		parts:    histogram("keyhold_request_part_seconds", "Time of requests by part: queue (waiting for a session), token, audit.", "operation", "part"),
+		refused:  prometheus.NewCounter(prometheus.CounterOpts{Name: "keyhold_unauthenticated_total", Help: "Requests whose certificate is bound to no principal."}),
+		calls:    counter("keyhold_token_calls_total", "Uses of a session by call and PKCS#11 return code; an empty code is an error outside the library.", "token", "call", "ckr"),
+		callTime: histogram("keyhold_token_call_seconds", "Time that sessions were held, by call.", "token", "call"),
+		evicted:  counter("keyhold_token_sessions_evicted_total", "Sessions closed because of an error.", "token", "ckr"),
+		initialized: counter("keyhold_token_reinitialized_total",
+			"Modules initialised again in order to heal a token, by result.", "token", "result"),
+		commitTime: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "keyhold_audit_commit_seconds", Help: "Time of audit commits in the operating system: write and sync.", Buckets: latencyBuckets(),
+		}),
+		commitSize: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "keyhold_audit_commit_records", Help: "Records that shared one audit commit.", Buckets: prometheus.ExponentialBuckets(1, 2, 11),
+		}),
+		auditBytes:  prometheus.NewCounter(prometheus.CounterOpts{Name: "keyhold_audit_bytes_total", Help: "Bytes written to the audit log."}),
+		auditFailed: prometheus.NewCounter(prometheus.CounterOpts{Name: "keyhold_audit_failures_total", Help: "Audit commits that failed."}),
+	}
+	m.registry.MustRegister(
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		m.requests, m.latency, m.parts, m.refused, m.calls, m.callTime, m.evicted, m.initialized,
+		m.commitTime, m.commitSize, m.auditBytes, m.auditFailed,
+	)
+	return m
+}
+
+// Operation is kms.Observer's.
+func (m *Metrics) Operation(name string, code kms.Code, total time.Duration, t kms.Timing) {
+	m.requests.WithLabelValues(name, string(code)).Inc()
+	m.latency.WithLabelValues(name).Observe(total.Seconds())
+	m.parts.WithLabelValues(name, "queue").Observe(t.Queue.Seconds())
+	m.parts.WithLabelValues(name, "token").Observe(t.Token.Seconds())
+	m.parts.WithLabelValues(name, "audit").Observe(t.Audit.Seconds())
+}
+
+// Refused counts a caller that was not authenticated.
+func (m *Metrics) Refused() { m.refused.Inc() }
+
+// Commit is the audit journal's observer.
+func (m *Metrics) Commit(c audit.Commit) {
+	if c.Err != nil {
+		m.auditFailed.Inc()
+		return
+	}
+	m.commitTime.Observe(c.Elapsed.Seconds())
+	if c.Records > 0 {
+		m.commitSize.Observe(float64(c.Records))
+	}
+	m.auditBytes.Add(float64(c.Bytes))
+}
+
+// Token returns the observer of one token, by its name in the configuration.
+func (m *Metrics) Token(name string) hsm.Observer { return tokenObserver{m, name} }
+
+type tokenObserver struct {
+	m    *Metrics
+	name string
+}
+
+// Call is hsm.Observer's.
+func (o tokenObserver) Call(_, call, code string, _, held time.Duration) {
+	o.m.calls.WithLabelValues(o.name, call, code).Inc()
+	o.m.callTime.WithLabelValues(o.name, call).Observe(held.Seconds())
+}
+
+// Evicted is hsm.Observer's.
+func (o tokenObserver) Evicted(_, code string) { o.m.evicted.WithLabelValues(o.name, code).Inc() }
+
+// Stuck is hsm.Observer's; the gauge of Watch shows it.
+func (o tokenObserver) Stuck(string, int) {}
+
+// State is hsm.Observer's; the gauge of Watch shows it.
+func (o tokenObserver) State(string, hsm.State, string) {}
+
+// Initialized is hsm.Observer's.
+func (o tokenObserver) Initialized(_ string, err error) {
+	result := "ok"
+	if err != nil {
+		result = "failed"
+	}
+	o.m.initialized.WithLabelValues(o.name, result).Inc()
+}
+
+// Core is what Watch reads of the core.
+type Core interface {
+	Ready() error
+	KeyCounts() map[string]int
+	Orphans() []kms.Orphan
+	ClockHeld() bool
+}
+
+// Watch shows the state of the core and of the tokens, read at each scrape.
+// It must be called once.
+func (m *Metrics) Watch(core Core, tokens map[string]*hsm.Token) {
+	m.registry.MustRegister(&watcher{core: core, tokens: tokens})
+}
+
+type watcher struct {
+	core   Core
+	tokens map[string]*hsm.Token
+}
+
+// gauge descriptions. They are never changed.
+var (
+	descReady    = prometheus.NewDesc("keyhold_ready", "1 while requests can be served.", nil, nil)
+	descKeys     = prometheus.NewDesc("keyhold_keys", "Keys by state.", []string{"state"}, nil)
+	descOrphans  = prometheus.NewDesc("keyhold_orphans", "Orphans that the last reconciliation found, by kind.", []string{"kind"}, nil)
+	descClock    = prometheus.NewDesc("keyhold_clock_held", "1 while deletions wait for an operator to confirm the clock.", nil, nil)
+	descToken    = prometheus.NewDesc("keyhold_token_ready", "1 while the token works.", []string{"token"}, nil)
+	descSessions = prometheus.NewDesc("keyhold_token_sessions", "Sessions by what they are: open, max, waiting (calls that wait for one), stuck (calls that hang in the library).", []string{"token", "what"}, nil)
+	descCopies   = prometheus.NewDesc("keyhold_token_session_copies", "Keys that are kept as session copies.", []string{"token"}, nil)
+	descObjects  = prometheus.NewDesc("keyhold_token_objects", "Token objects whose handles are known.", []string{"token"}, nil)
+)
+
+// Describe is prometheus.Collector's.
+func (w *watcher) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descReady, descKeys, descOrphans, descClock, descToken, descSessions, descCopies, descObjects} {
+		ch <- d
+	}
+}
+
+// Collect is prometheus.Collector's.
+func (w *watcher) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	gauge(descReady, truth(w.core.Ready() == nil))
+	gauge(descClock, truth(w.core.ClockHeld()))
+	for state, n := range w.core.KeyCounts() {
+		gauge(descKeys, float64(n), state)
+	}
+	orphans := map[kms.OrphanKind]int{kms.OrphanIntent: 0, kms.OrphanObject: 0, kms.OrphanRecord: 0}
+	for _, o := range w.core.Orphans() {
+		orphans[o.Kind]++
+	}
+	for kind, n := range orphans {
+		gauge(descOrphans, float64(n), string(kind))
+	}
+	for name, t := range w.tokens {
+		s := t.Status()
+		gauge(descToken, truth(t.Ready() == nil), name)
+		for what, n := range map[string]int{"open": s.Open, "max": s.MaxSessions, "waiting": s.Waiting, "stuck": s.Stuck} {
+			gauge(descSessions, float64(n), name, what)
+		}
+		gauge(descCopies, float64(s.Copies), name)
+		gauge(descObjects, float64(s.Objects), name)
+	}
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

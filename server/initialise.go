@@ -1,0 +1,60 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/keyhold/keyhold/hsm"
+	"github.com/keyhold/keyhold/server/adminapi"
+	"github.com/keyhold/keyhold/server/audit"
+	"github.com/keyhold/keyhold/server/store/sqlite"
+)
+
+// Initialise makes what a new installation needs and `serve` never makes by
+// itself: the database, the audit log, and the canary key in every token. It
+// may be repeated after it failed; what exists is left as it is. It reports
+// what it did, a line each.
+func Initialise(ctx context.Context, cfg *Config, opts Options) (done []string, err error) {
+	store, err := sqlite.Create(ctx, cfg.DataDir, sqlite.Options{Logger: opts.Logger, Program: "keyholdd " + opts.Version})
+	switch {
+	case err == nil:
+		done = append(done, fmt.Sprintf("made the database of installation %s in %s", store.Instance(), cfg.DataDir))
+		if err := store.Close(); err != nil {
+			return done, err
+		}
+	case errors.Is(err, os.ErrExist):
+		done = append(done, "database exists in "+cfg.DataDir)
+	default:
+		return done, err
+	}
+	journal, err := openJournal(cfg, opts.Logger, adminapi.NewMetrics(), false)
+	if errors.Is(err, audit.ErrNoJournal) {
+		journal, err = openJournal(cfg, opts.Logger, adminapi.NewMetrics(), true)
+		done = append(done, "made the audit log in "+cfg.Audit.Dir)
+	}
+	if err != nil {
+		return done, err
+	}
+	if err := journal.Close(ctx); err != nil {
+		return done, err
+	}
+	s := &Server{cfg: cfg, log: opts.Logger, metrics: adminapi.NewMetrics(), tokens: make(map[string]*hsm.Token)}
+	defer s.Close(ctx)
+	if err := s.openTokens(); err != nil {
+		return done, err
+	}
+	for name, t := range s.tokens {
+		created, err := t.EnsureCanary(ctx)
+		if err != nil {
+			return done, fmt.Errorf("token %s: %w", name, errors.Join(err, t.Ready()))
+		}
+		if created {
+			done = append(done, "made the canary key in the token "+name)
+		} else {
+			done = append(done, "canary key exists in the token "+name)
+		}
+	}
+	return done, nil
+}

@@ -1,0 +1,242 @@
+// Package server puts a daemon together from its parts and runs it. It holds
+// wiring only: what the parts promise is said in their packages.
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/keyhold/keyhold/hsm"
+	"github.com/keyhold/keyhold/server/adminapi"
+	"github.com/keyhold/keyhold/server/audit"
+	"github.com/keyhold/keyhold/server/grpcapi"
+	"github.com/keyhold/keyhold/server/identity"
+	"github.com/keyhold/keyhold/server/kms"
+	"github.com/keyhold/keyhold/server/kms/tokenstore"
+	"github.com/keyhold/keyhold/server/store/sqlite"
+)
+
+// Options are what the surroundings lend to a daemon.
+type Options struct {
+	// Logger gets what operators should know. Required.
+	Logger *slog.Logger
+	// Version is the program's, for the database's history.
+	Version string
+	// Serving is called once all doors accept connections, with their
+	// addresses. Optional.
+	Serving func(Addresses)
+}
+
+// Addresses are where the doors listen.
+type Addresses struct{ GRPC, Admin string }
+
+// Server is a daemon whose parts are open and which serves nothing yet.
+type Server struct {
+	cfg     *Config
+	log     *slog.Logger
+	opts    Options
+	metrics *adminapi.Metrics
+
+	store   *sqlite.Store
+	journal *audit.Journal
+	tokens  map[string]*hsm.Token
+	// Core is the key service, for commands that work on it without a door.
+	Core *kms.Service
+
+	tls       *tls.Config
+	directory *identity.Directory
+}
+
+// New opens the parts: database, audit log, tokens, core. A token that cannot
+// be used now does not keep the daemon from starting: it is not ready, says
+// why, and goes on trying. Close must be called, also after Run.
+func New(ctx context.Context, cfg *Config, opts Options) (s *Server, err error) {
+	s = &Server{cfg: cfg, log: opts.Logger, opts: opts, metrics: adminapi.NewMetrics(), tokens: make(map[string]*hsm.Token)}
+	defer func() {
+		if err != nil {
+			s.Close(ctx)
+		}
+	}()
+	if s.directory, err = cfg.directory(); err != nil {
+		return s, err
+	}
+	if s.store, err = sqlite.Open(ctx, cfg.DataDir, sqlite.Options{Logger: s.log, Program: "keyholdd " + opts.Version}); err != nil {
+		return s, err
+	}
+	if s.journal, err = openJournal(cfg, s.log, s.metrics, false); err != nil {
+		return s, err
+	}
+	if err = s.openTokens(); err != nil {
+		return s, err
+	}
+	durability, err := audit.ParseDurability(cfg.Audit.Durability)
+	if err != nil {
+		return s, err
+	}
+	regions := make(map[kms.Region]kms.KeyStore)
+	for _, r := range cfg.Regions {
+		regions[kms.Region(r.Name)] = tokenstore.New(s.tokens[r.Token])
+	}
+	s.Core, err = kms.New(ctx, kms.Config{
+		Store: s.store, Regions: regions, Journal: s.journal, Logger: s.log, DataDurability: durability,
+		Limits: kms.Limits(cfg.Limits), Observer: s.metrics, ClockConfirmed: s.clockConfirmed,
+	})
+	if err != nil {
+		return s, err
+	}
+	s.metrics.Watch(s.Core, s.tokens)
+	return s, nil
+}
+
+func openJournal(cfg *Config, log *slog.Logger, m *adminapi.Metrics, create bool) (*audit.Journal, error) {
+	return audit.Open(cfg.Audit.Dir, audit.Options{Create: create, SegmentBytes: cfg.Audit.SegmentBytes, Logger: log, Observer: m.Commit})
+}
+
+func (s *Server) openTokens() error {
+	for _, t := range s.cfg.Tokens {
+		for name, value := range t.Environment {
+			if old, set := os.LookupEnv(name); set && old != value {
+				s.log.Warn("the environment says otherwise than the configuration, which holds", "name", name, "environment", old, "configuration", value)
+			}
+			if err := os.Setenv(name, value); err != nil {
+				return fmt.Errorf("set %s for the token %s: %w", name, t.Name, err)
+			}
+		}
+	}
+	for _, t := range s.cfg.Tokens {
+		cfg, err := t.hsmConfig()
+		if err != nil {
+			return fmt.Errorf("token %s: %w", t.Name, err)
+		}
+		cfg.ProbeCache = probeCache{dir: s.cfg.DataDir, log: s.log}
+		if s.tokens[t.Name], err = hsm.Open(cfg, hsm.Options{Logger: s.log, Observer: s.metrics.Token(t.Name)}); err != nil {
+			return fmt.Errorf("token %s: %w", t.Name, err)
+		}
+	}
+	return nil
+}
+
+// WaitReady waits until the core can serve, or ctx ends; then it says what is
+// still wrong.
+func (s *Server) WaitReady(ctx context.Context) error {
+	for name, t := range s.tokens {
+		if err := t.WaitReady(ctx); err != nil {
+			return fmt.Errorf("token %s: %w", name, errors.Join(t.Ready(), err))
+		}
+	}
+	return s.Core.Ready()
+}
+
+// Run serves until ctx ends, then stops accepting, lets requests under way
+// finish within the configured grace, and returns.
+func (s *Server) Run(ctx context.Context) error {
+	var err error
+	files := grpcapi.TLSFiles{Cert: s.cfg.GRPC.Cert, Key: s.cfg.GRPC.Key, ClientCA: s.cfg.GRPC.ClientCA}
+	if s.tls, err = grpcapi.NewTLS(files, s.log); err != nil {
+		return err
+	}
+	door, err := grpcapi.New(grpcapi.Config{
+		Core: s.Core, Principals: func() *identity.Directory { return s.directory }, TLS: s.tls,
+		DefaultRegion: s.cfg.Regions[0].Name, Logger: s.log, Refused: s.metrics.Refused,
+	})
+	if err != nil {
+		return err
+	}
+	admin := adminapi.New(adminapi.Config{Ready: s.Core.Ready, Metrics: s.metrics, Logger: s.log})
+
+	var lc net.ListenConfig
+	grpcListener, err := lc.Listen(ctx, "tcp", s.cfg.GRPC.Listen)
+	if err != nil {
+		return fmt.Errorf("listen for gRPC: %w", err)
+	}
+	adminListener, err := lc.Listen(ctx, "tcp", s.cfg.Admin.Listen)
+	if err != nil {
+		return errors.Join(fmt.Errorf("listen for the admin listener: %w", err), grpcListener.Close())
+	}
+	serving, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	wg.Go(func() { cancel(door.Serve(grpcListener)) })
+	wg.Go(func() { cancel(admin.Serve(adminListener)) })
+	wg.Go(func() { s.Core.Run(serving) })
+	addresses := Addresses{GRPC: grpcListener.Addr().String(), Admin: adminListener.Addr().String()}
+	s.log.InfoContext(ctx, "serving", "grpc", addresses.GRPC, "admin", addresses.Admin)
+	if s.opts.Serving != nil {
+		s.opts.Serving(addresses)
+	}
+
+	<-serving.Done()
+	s.log.InfoContext(ctx, "stopping", "grace", s.cfg.ShutdownGrace)
+	grace, stop := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.ShutdownGrace)
+	defer stop()
+	door.Shutdown(grace)
+	admin.Shutdown(grace)
+	wg.Wait()
+	if ctx.Err() != nil {
+		return nil // told to stop
+	}
+	return context.Cause(serving)
+}
+
+// Reload reads PINs again where a token waits for one. Certificates are read
+// again by themselves.
+func (s *Server) Reload() {
+	for _, t := range s.tokens {
+		t.Reload()
+	}
+}
+
+// closeTimeout bounds the closing of tokens and log.
+const closeTimeout = 10 * time.Second
+
+// Close closes what New opened.
+func (s *Server) Close(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	if s.Core != nil {
+		s.Core.Close()
+	}
+	for name, t := range s.tokens {
+		if t == nil {
+			continue
+		}
+		if err := t.Close(ctx); err != nil {
+			s.log.WarnContext(ctx, "token not closed cleanly", "token", name, "err", err)
+		}
+	}
+	if s.journal != nil {
+		if err := s.journal.Close(ctx); err != nil {
+			s.log.ErrorContext(ctx, "audit log not closed cleanly", "err", err)
+		}
+	}
+	if s.store != nil {
+		if err := s.store.Close(); err != nil {
+			s.log.ErrorContext(ctx, "database not closed cleanly", "err", err)
+		}
+	}
+}
+
+// clockFile is how an operator confirms the clock of a running daemon: who
+// can write into the data folder may.
+const clockFile = "clock-confirmed"
+
+// ConfirmClock lets deletions go on that are held because the clock jumped.
+func ConfirmClock(cfg *Config) error {
+	if err := os.WriteFile(filepath.Join(cfg.DataDir, clockFile), nil, 0o600); err != nil {
+		return fmt.Errorf("confirm the clock: %w", err)
+	}
+	return nil
+}
+
+// clockConfirmed takes a confirmation. One counts once.
+func (s *Server) clockConfirmed() bool {
+	return s.cfg.TrustClock || os.Remove(filepath.Join(s.cfg.DataDir, clockFile)) == nil
+}
