@@ -37,7 +37,7 @@ type conn struct {
 	slot  uint
 	info  pkcs11.TokenInfo
 	lanes [laneCount]chan *job
-	hangs [laneCount]atomic.Bool
+	hangs [laneCount]atomic.Pointer[chan struct{}] // closed while the lane's only worker hangs; not of laneCrypto
 	stop  chan struct{}
 	last  chan struct{} // closed when no worker but the keeper is left, after stop
 	gone  chan struct{} // closed when the last worker has ended
@@ -64,6 +64,8 @@ func newConn(t *Token, epoch uint64, slot uint, info pkcs11.TokenInfo) *conn {
 	c := &conn{t: t, m: t.mod, p: t.mod.p, epoch: epoch, slot: slot, info: info, stop: make(chan struct{}), last: make(chan struct{}), gone: make(chan struct{})}
 	for ln := range c.lanes {
 		c.lanes[ln] = make(chan *job)
+		hang := make(chan struct{})
+		c.hangs[ln].Store(&hang)
 	}
 	c.index = newIndex()
 	c.copies = newCopies(t.cfg.MaxCopies)
@@ -128,11 +130,13 @@ func (c *conn) shut() {
 
 // stick counts a call that hangs, and starts a replacement for its worker as long as the bound allows; at the bound the token refuses calls.
 func (c *conn) stick(w *worker, call string) {
+	if w.ln != laneCrypto {
+		close(*c.hangs[w.ln].Load()) // who waits for the worker has no other to wait for
+	}
 	n := c.t.stuck.Add(1)
 	c.t.obs.Stuck(c.t.label, 1)
 	c.t.log.Error("a call hangs in the PKCS#11 module", "call", call, "module", c.m.path, "hanging", n)
 	if w.ln != laneCrypto {
-		c.hangs[w.ln].Store(true)
 		c.t.nudge()
 		return
 	}
@@ -148,12 +152,15 @@ func (c *conn) stick(w *worker, call string) {
 
 // unstick counts a call that came back, and tells whether its worker is still needed.
 func (c *conn) unstick(w *worker) bool {
+	if w.ln != laneCrypto {
+		hang := make(chan struct{})
+		c.hangs[w.ln].Store(&hang)
+	}
 	n := c.t.stuck.Add(-1)
 	c.t.obs.Stuck(c.t.label, -1)
 	c.t.log.Warn("a call that hung has returned", "module", c.m.path, "hanging", n)
 	defer c.t.nudge()
 	if w.ln != laneCrypto {
-		c.hangs[w.ln].Store(false)
 		return true
 	}
 	c.mu.Lock()

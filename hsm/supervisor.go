@@ -223,7 +223,7 @@ func (s *supervisor) attempt(what string, fn func() (*conn, error)) error {
 
 var (
 	errClosing  = errors.New("hsm: the token is being closed")
-	errHangs    = errors.New("hsm: an earlier call hangs")
+	errHangs    = fmt.Errorf("%w: an earlier call still hangs", ErrUnavailable)
 	errNoCanary = errors.New("hsm: the token has no canary key")
 )
 

@@ -284,13 +284,12 @@ func (w *worker) markStuck(j *job) {
 // queue is decremented when the request leaves the queue.
 func (c *conn) exec(ctx context.Context, ln lane, r request, moved <-chan struct{}, queue *atomic.Int64) (left bool, err error) {
 	j := &job{request: r, queued: time.Now(), done: make(chan error, 1)}
-	if ln != laneCrypto && c.hangs[ln].Load() {
-		queue.Add(-1)
-		return false, unavailable("an earlier call of token %q still hangs in PKCS#11 module %s", c.t.label, c.m.path)
-	}
 	select {
 	case c.lanes[ln] <- j:
 		queue.Add(-1)
+	case <-*c.hangs[ln].Load():
+		queue.Add(-1)
+		return false, fmt.Errorf("%w in PKCS#11 module %s (token %q)", errHangs, c.m.path, c.t.label)
 	case <-moved:
 		queue.Add(-1)
 		return false, errMoved
