@@ -32,6 +32,7 @@ type writer struct {
 	preparing  bool
 	prepared   chan preparation // cap 1
 	headFailed bool             // the head file could not be written; logged
+	status     Status           // as last published
 
 	batch, refused []*request // scratch of take
 }
@@ -131,7 +132,7 @@ loop:
 			v = verdictAwait
 			break loop
 		default:
-			j.full = true
+			j.refused = true
 			refused = append(refused, r)
 			continue
 		}
@@ -347,6 +348,7 @@ func (j *Journal) housekeep() time.Duration {
 			j.prepare()
 		}
 	}
+	j.publish()
 	now = time.Now()
 	wait := time.Duration(math.MaxInt64)
 	for _, t := range []time.Time{w.retryDue, w.syncDue, w.nextRetry} {
@@ -369,16 +371,16 @@ func (j *Journal) shutdown() {
 	if !w.retryDue.IsZero() {
 		j.tryRecover() // for the sake of Written records that are still in memory
 	}
+	if w.retryDue.IsZero() {
+		j.sync()
+	}
 	var errs []error
 	if failed := j.failed.Load(); failed != nil {
 		errs = append(errs, *failed)
-	} else if j.sync() {
-		// The head's last word reaches the disk, so that damage to the last records
-		// is noticed even if the power goes next.
-		errs = append(errs, j.head.Sync())
-	} else {
-		errs = append(errs, *j.failed.Load())
 	}
+	// The head's last word reaches the disk, so that damage to the last records is
+	// noticed even if the power goes next.
+	errs = append(errs, j.head.Sync())
 	if w.next != nil {
 		errs = append(errs, w.next.file.Close())
 	}

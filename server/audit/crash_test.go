@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 )
 
 // torn is a journal whose last commit was under way when the power went: acked
@@ -283,4 +284,59 @@ func TestCrashInCreate(t *testing.T) {
 	}
 	fsys.set(nil)
 	add(t, open(t, dir, opts), 0, 1, 0)
+}
+
+// Written records that were not synced may be lost with the power, in any pattern;
+// those below the last sync may not.
+func TestPowerLossWritten(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		synced int // records before this one were synced
+		damage int // this record did not reach the disk
+		ok     bool
+	}{
+		{"nothing synced, first lost", 0, 0, true},
+		{"nothing synced, middle lost", 0, 3, true},
+		{"first lost after the sync", 2, 2, true},
+		{"middle lost after the sync", 2, 4, true},
+		{"lost before the sync", 2, 1, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "audit")
+			opts := small()
+			opts.SyncInterval = time.Hour
+			j := open(t, dir, opts)
+			var offsets []int64
+			for i := range 6 {
+				d := Written
+				if i == tc.synced-1 {
+					d = Synced
+				}
+				offsets = append(offsets, int64(segmentHeaderBytes+i*recordSize(50)))
+				if _, err := j.Append(t.Context(), Normal, d, payload(i, 50)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			lost := copyDir(t, dir)
+			path := segmentsOf(t, lost)[0]
+			b := readFile(t, path)
+			clear(b[offsets[tc.damage]:][:recordSize(50)])
+			writeFile(t, path, b)
+			j, err := Open(lost, small())
+			if !tc.ok {
+				if !errors.Is(err, ErrDamaged) {
+					t.Errorf("Open: %v", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			closeJournal(t, j, false)
+			if got := events(t, lost); len(got) != tc.damage {
+				t.Errorf("kept %q", got)
+			}
+			mustVerify(t, lost)
+		})
+	}
 }

@@ -66,7 +66,8 @@ type Journal struct {
 	segment  *segment // the current one, for the watcher
 	head     file
 	causes   [numCauses]error
-	full     bool // a Normal record was refused since a next segment was last ready
+	refused  bool // a Normal record was refused since a next segment was last ready
+	status   Status
 
 	w writer // the committer's own
 }
@@ -215,10 +216,53 @@ func (j *Journal) Healthy() error {
 	switch {
 	case j.closing:
 		return ErrClosed
-	case j.full:
+	case j.refused, j.status.Full:
 		return ErrFull
 	}
 	return nil
+}
+
+// Status is how much room a journal has.
+type Status struct {
+	// SegmentLeft is what is left of the current segment, in bytes, the reserve
+	// included.
+	SegmentLeft int64
+	// SpareReady means that the next segment is preallocated. It need not be while
+	// the current one is less than half full.
+	SpareReady bool
+	// SpareFailed means that the last attempt to preallocate it failed.
+	SpareFailed bool
+	// Full means that Normal records of usual size are refused.
+	Full bool
+}
+
+// Status returns how much room there is, for metrics and alerts.
+func (j *Journal) Status() Status {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.status
+}
+
+// usualRecordBytes is the payload for which a journal must have room to be healthy.
+const usualRecordBytes = 4096
+
+// publish tells what Status returns.
+func (j *Journal) publish() {
+	w := &j.w
+	s := Status{
+		SegmentLeft: w.seg.size - w.durableOff - int64(len(w.buf)),
+		SpareReady:  w.next != nil,
+		SpareFailed: w.nextErr != nil,
+	}
+	usual := int64(recordSize(min(usualRecordBytes, j.opts.MaxRecordBytes)))
+	s.Full = s.SpareFailed && s.SegmentLeft-j.opts.ReserveBytes < usual
+	if s == w.status {
+		return
+	}
+	w.status = s
+	j.mu.Lock()
+	j.status = s
+	j.mu.Unlock()
 }
 
 // Durable returns the newest point known to be on the disk.

@@ -107,7 +107,7 @@ func (j *Journal) recover() error {
 	w.resetBuffer()
 	j.mu.Lock()
 	j.durable = tip
-	j.full = false
+	j.refused = false
 	j.mu.Unlock()
 	w.nextErr, w.nextRetry = nil, time.Time{}
 	j.replace(seg, segmentHeaderBytes+int64(len(records)), false)

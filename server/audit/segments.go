@@ -158,7 +158,7 @@ func (j *Journal) adopt(p preparation) {
 	}
 	w.next, w.nextErr, w.nextRetry = p.spare, nil, time.Time{}
 	j.mu.Lock()
-	j.full = false
+	j.refused = false
 	j.mu.Unlock()
 }
 
@@ -194,6 +194,7 @@ func (j *Journal) rotate() {
 		j.replace(seg, segmentHeaderBytes, true)
 	case renamed || !errors.Is(err, unix.ENOSPC):
 		next.file.Close()
+		j.observe(Commit{Synced: true, Err: err})
 		j.fail(err)
 	default:
 		// The current segment is unharmed, and so is its reserve.
