@@ -48,20 +48,23 @@ func handler(md protoreflect.MethodDescriptor, input protoreflect.MessageType) g
 		if err != nil {
 			return nil, err
 		}
-		req := input.New().Interface()
-		if err := decode(req); err != nil {
-			return nil, malformed(err, requestID)
+		req := request{message: input.New().Interface()}
+		if err := decode(&req); err != nil {
+			return nil, err // larger than maxRequestBytes, or the client has gone
 		}
-		defer kms.Wipe(req)
+		defer kms.Wipe(req.message)
+		if req.err != nil {
+			return nil, malformed(requestID)
+		}
 		if _, ok := ctx.Deadline(); !ok {
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeout(ctx, maxRequestTime)
 			defer cancel()
 		}
-		resp, err := s.cfg.Core.Do(ctx, caller, operation, req)
+		resp, err := s.cfg.Core.Do(ctx, caller, operation, req.message)
 		if err != nil {
 			return nil, s.failure(ctx, operation, requestID, err)
 		}
-		return resp, nil
+		return answer{resp}, nil
 	}
 }

@@ -86,11 +86,7 @@ func (s *Server) failure(ctx context.Context, operation, requestID string, err e
 
 // malformed answers a request that does not decode. The decoder's words may
 // hold parts of the request, so they are not repeated.
-func malformed(err error, requestID string) error {
-	code := status.Code(err)
-	if code == codes.ResourceExhausted { // larger than maxRequestBytes
-		return withInfo(code, string(kms.CodeValidation), "The request is larger than 256 KiB.", requestID, nil)
-	}
+func malformed(requestID string) error {
 	return withInfo(codes.InvalidArgument, string(kms.CodeValidation), "The request is not a valid message of this method.", requestID, nil)
 }
 

@@ -19,10 +19,12 @@ type TLSFiles struct {
 	Cert, Key string
 	// ClientCA is PEM: who may issue client certificates.
 	ClientCA string
+	// CheckInterval is how old a look at the files may be when a client
+	// connects. Zero: 5 s; negative: look each time.
+	CheckInterval time.Duration
 }
 
-// reloadInterval is how old a look at the files may be.
-const reloadInterval = 5 * time.Second
+const defaultCheckInterval = 5 * time.Second
 
 type tlsReloader struct {
 	files TLSFiles
@@ -36,6 +38,9 @@ type tlsReloader struct {
 
 // NewTLS reads the files and returns a configuration that follows them.
 func NewTLS(files TLSFiles, log *slog.Logger) (*tls.Config, error) {
+	if files.CheckInterval == 0 {
+		files.CheckInterval = defaultCheckInterval
+	}
 	r := &tlsReloader{files: files, log: log}
 	var err error
 	if r.stamp, err = r.look(); err != nil {
@@ -54,7 +59,7 @@ func NewTLS(files TLSFiles, log *slog.Logger) (*tls.Config, error) {
 func (r *tlsReloader) current() *tls.Config {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if time.Since(r.checked) < reloadInterval {
+	if time.Since(r.checked) < r.files.CheckInterval {
 		return r.config
 	}
 	r.checked = time.Now()

@@ -1,0 +1,47 @@
+package grpcapi
+
+import (
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/keyhold/keyhold/server/kms"
+)
+
+// codec is gRPC's own with two additions. A request that does not decode is
+// reported to its handler, which answers as for any bad request; gRPC by
+// itself would answer INTERNAL. An answer of the core is wiped once it is
+// encoded, so that plaintexts do not wait for the garbage collector.
+type codec struct{ encoding.CodecV2 }
+
+// newCodec wraps the codec that the grpc package registers.
+func newCodec() codec { return codec{encoding.GetCodecV2("proto")} }
+
+// request is what handlers decode into.
+type request struct {
+	message proto.Message
+	err     error
+}
+
+// answer is what handlers return.
+type answer struct{ message proto.Message }
+
+// Unmarshal is encoding.CodecV2's.
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	r, ok := v.(*request)
+	if !ok {
+		return c.CodecV2.Unmarshal(data, v)
+	}
+	r.err = c.CodecV2.Unmarshal(data, r.message)
+	return nil
+}
+
+// Marshal is encoding.CodecV2's.
+func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	a, ok := v.(answer)
+	if !ok {
+		return c.CodecV2.Marshal(v)
+	}
+	defer kms.Wipe(a.message)
+	return c.CodecV2.Marshal(a.message)
+}
