@@ -88,6 +88,11 @@ func damaged(path string, what error) error {
 	return fmt.Errorf("database %q is %w: %w; hint: keep a copy of the whole folder, then restore the database from a backup", path, ErrDamaged, what)
 }
 
+// noInstallation says that the row with instance id and tick is gone.
+func noInstallation(path string) error {
+	return damaged(path, errors.New("it has no instance id"))
+}
+
 // constraint reports whether err is the violation of one of the constraints.
 func constraint(err error, codes ...sqlite3.ErrNoExtended) bool {
 	var e sqlite3.Error

@@ -57,9 +57,12 @@ func openReadOnly(ctx context.Context, dir string, fsys fs.FS) (*Reader, error) 
 		return nil, err
 	}
 	params := ""
-	// SQLite wants to make the companion files. On a read-only file system
-	// without a log nobody can be writing, and it may do without them.
-	if _, err := os.Lstat(path + "-wal"); errors.Is(err, fs.ErrNotExist) && errors.Is(unix.Access(dir, unix.W_OK), unix.EROFS) {
+	// SQLite wants to make companion files. On a read-only file system nobody
+	// can be writing, and it may do without them, unless there is a log.
+	if errors.Is(unix.Access(dir, unix.W_OK), unix.EROFS) {
+		if wal, err := os.Lstat(path + "-wal"); err == nil && wal.Size() > 0 {
+			return nil, readOnly(path, errors.New("the log of a crashed process must be played in first"))
+		}
 		params = "&immutable=1"
 	}
 	return newReader(ctx, path, openReaders(path, params), len(steps))
@@ -78,7 +81,7 @@ func newReader(ctx context.Context, path string, db *sql.DB, latest int) (*Reade
 		return q.QueryRowContext(ctx, "SELECT instance FROM installation").Scan(&r.instance)
 	})
 	if errors.Is(err, sql.ErrNoRows) {
-		err = damaged(path, errors.New("no instance id"))
+		err = noInstallation(path)
 	}
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
@@ -192,6 +195,9 @@ func (r *Reader) LastTick(ctx context.Context) (time.Time, error) {
 	err := r.view(ctx, func(q queryer) error {
 		return q.QueryRowContext(ctx, "SELECT last_tick_us FROM installation").Scan(&us)
 	})
+	if errors.Is(err, sql.ErrNoRows) {
+		err = noInstallation(r.path)
+	}
 	if err != nil {
 		return time.Time{}, fmt.Errorf("read last tick: %w", err)
 	}

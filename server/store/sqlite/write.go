@@ -233,8 +233,14 @@ func (s *Store) LeaseSeals(ctx context.Context, ref kms.Ref, n, limit uint64) (s
 // Tick implements kms.Store.
 func (s *Store) Tick(ctx context.Context, now time.Time) error {
 	err := s.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, "UPDATE installation SET last_tick_us = ?", micros(now))
-		return err
+		res, err := tx.ExecContext(ctx, "UPDATE installation SET last_tick_us = ?", micros(now))
+		if err != nil {
+			return err
+		}
+		if n, err := res.RowsAffected(); err != nil || n != 1 {
+			return errors.Join(err, noInstallation(s.path))
+		}
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("store tick: %w", err)
