@@ -300,3 +300,13 @@ func (m *module) neighbours(t *Token) bool {
 	}
 	return false
 }
+
+// hanging returns how many calls hang in the library, over all tokens.
+func (m *module) hanging() (n int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for t := range m.tokens {
+		n += t.stuck.Load()
+	}
+	return n
+}

@@ -13,7 +13,7 @@ const (
 	backoffMax       = 5 * time.Second
 	reinitBackoffMax = 30 * time.Second // between initialisations of a module in which another token serves
 	neverSeenBackoff = 5 * time.Minute  // the same for a token that this process has never seen
-	drainTimeout     = 5 * time.Second  // for calls to leave the library before it is initialised again
+	drainTimeout     = 2 * time.Second  // for calls to leave the library before it is initialised again; all tokens of the module wait meanwhile
 	shutTimeout      = 3 * time.Second  // for a dead connection's workers to end before the next one is made
 	healthTimeoutMax = 5 * time.Second
 	suspectSpacing   = 100 * time.Millisecond // between canaries that errors asked for: bad ciphertexts must not buy canaries
@@ -154,7 +154,10 @@ func (s *supervisor) healthy() bool {
 func (s *supervisor) connect() {
 	t := s.t
 	err := s.dial()
-	if err != nil && mayHeal(err) && s.mayReinit() {
+	if hanging := t.mod.hanging(); err != nil && mayHeal(err) && hanging > 0 {
+		// Closing the gate would only make the neighbours wait in vain.
+		err = errors.Join(err, fmt.Errorf("%d calls have not returned from PKCS#11 module %s, so it cannot be initialised again; restart the process if they never do", hanging, t.mod.path))
+	} else if err != nil && mayHeal(err) && s.mayReinit() {
 		t.log.Info("initialising the PKCS#11 module again", "module", t.mod.path, "because", err.Error())
 		epoch, _ := t.mod.now()
 		rerr := s.attempt("C_Finalize or C_Initialize", func() (*conn, error) {
@@ -248,7 +251,7 @@ func mayHeal(err error) bool {
 
 // mayReinit tells whether the module may be initialised again now, and when not before next time.
 func (s *supervisor) mayReinit() bool {
-	if time.Now().Before(s.reinitT) || s.t.stuck.Load() > 0 {
+	if time.Now().Before(s.reinitT) {
 		return false
 	}
 	low, most := min(backoffMin, s.t.cfg.HealthInterval), backoffMax

@@ -45,6 +45,16 @@ type Token struct {
 //
 // The caller must Close the token.
 func Open(cfg Config, opts Options) (*Token, error) {
+	t, err := newToken(cfg, opts)
+	if err != nil {
+		return nil, err
+	}
+	go newSupervisor(t).run()
+	return t, nil
+}
+
+// newToken makes a token without a supervisor, and counts it as a user of its module.
+func newToken(cfg Config, opts Options) (*Token, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
 		return nil, err
@@ -75,7 +85,6 @@ func Open(cfg Config, opts Options) (*Token, error) {
 	t.mod.mu.Lock()
 	t.mod.tokens[t] = true
 	t.mod.mu.Unlock()
-	go newSupervisor(t).run()
 	return t, nil
 }
 

@@ -1,0 +1,180 @@
+package hsm
+
+import (
+	"errors"
+	"sync"
+	"testing"
+
+	"github.com/miekg/pkcs11"
+)
+
+// manually runs fn on the RW session, as another program with the PIN would act.
+func manually(t *testing.T, tok *Token, fn func(s *session) error) {
+	t.Helper()
+	check(t, tok.search(ctx(t), "test", fn))
+}
+
+// findRaw returns the handles of all token objects of that CKA_ID.
+func findRaw(s *session, id string) ([]pkcs11.ObjectHandle, error) {
+	return s.find([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_ID, []byte(id))}, 10)
+}
+
+// makeRaw makes an AES key without Generate.
+func makeRaw(s *session, id string) error {
+	_, err := s.p.GenerateKey(s.h, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)}, []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_ID, []byte(id)), pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, 32),
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true), pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false),
+		pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, true), pkcs11.NewAttribute(pkcs11.CKA_ENCRYPT, true), pkcs11.NewAttribute(pkcs11.CKA_DECRYPT, true),
+	})
+	return err
+}
+
+func TestStaleHandleIsFoundAgain(t *testing.T) {
+	w := newWorld(t, true)
+	cfg := quiet(w.token("alpha"))
+	cfg.MaxCopies = -1
+	tok := w.ready(cfg)
+	k := aesKey(t, tok, "one")
+	works(t, k)
+	finds := w.fault.Calls(t, "C_FindObjectsInit")
+	works(t, k)
+	if n := w.fault.Calls(t, "C_FindObjectsInit"); n != finds {
+		t.Errorf("%d searches on the hot path", n-finds)
+	}
+	// The index points to a handle that does not exist.
+	c := tok.state.Load().conn
+	c.index.put(k.object(), []pkcs11.ObjectHandle{0xdeadbeef})
+	works(t, k)
+	if n := w.fault.Calls(t, "C_FindObjectsInit") - finds; n != 1 {
+		t.Errorf("%d searches, want 1", n)
+	}
+	works(t, k)
+	if n := w.fault.Calls(t, "C_FindObjectsInit") - finds; n != 1 {
+		t.Errorf("%d searches after that, want no more", n)
+	}
+	if tok.Status().Evicted != 0 {
+		t.Error("a stale handle cost a session")
+	}
+}
+
+// TestFoundLater: a key that another program made after the connection was made.
+func TestFoundLater(t *testing.T) {
+	w := newWorld(t, true)
+	tok := w.ready(quiet(w.token("alpha")))
+	manually(t, tok, func(s *session) error { return makeRaw(s, "theirs") })
+	works(t, tok.Key(AES256, PurposeSeal, []byte("theirs")))
+}
+
+func TestKeyNotFound(t *testing.T) {
+	w := newWorld(t, true)
+	tok := w.ready(quiet(w.token("alpha")))
+	k := tok.Key(AES256, PurposeSeal, []byte("none"))
+	finds := w.fault.Calls(t, "C_FindObjectsInit")
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() {
+			if _, _, err := seal(ctx(t), k); !errors.Is(err, ErrKeyNotFound) {
+				t.Errorf("seal: %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	// The token is asked about once a second, not once a call.
+	if n := w.fault.Calls(t, "C_FindObjectsInit") - finds; n > 5 {
+		t.Errorf("%d searches for 50 calls", n)
+	}
+	// A key that is made is found at once, whatever was remembered.
+	works(t, aesKey(t, tok, "none"))
+	check(t, tok.Ready())
+}
+
+// TestKindsAreKeptApart: a secret key does not answer for a private key with the same CKA_ID.
+func TestKindsAreKeptApart(t *testing.T) {
+	w := newWorld(t, true)
+	tok := w.ready(quiet(w.token("alpha")))
+	aesKey(t, tok, "one")
+	_, err := tok.Key(P256, PurposeSign, []byte("one")).PublicKey(ctx(t))
+	wantErr(t, "public key of a secret key", err, ErrKeyNotFound)
+}
+
+func TestDuplicates(t *testing.T) {
+	w := newWorld(t, true)
+	cfg := quiet(w.token("alpha"))
+	cfg.MaxCopies = -1
+	tok := w.ready(cfg)
+	k := aesKey(t, tok, "one")
+	manually(t, tok, func(s *session) error { return makeRaw(s, "one") })
+	works(t, k) // its handle is still the one that we know
+	c := tok.state.Load().conn
+	h, _, err := c.index.get(k.object())
+	check(t, err)
+	c.index.drop(k.object(), h)
+	_, _, err = seal(ctx(t), k)
+	wantErr(t, "seal after a search", err, ErrDuplicate)
+	check(t, tok.Close(ctx(t)))
+	tok = w.ready(cfg)
+	_, _, err = seal(ctx(t), tok.Key(AES256, PurposeSeal, []byte("one")))
+	wantErr(t, "seal after loading", err, ErrDuplicate)
+}
+
+// TestDestroyedBehindOurBack: another program destroyed the object.
+func TestDestroyedBehindOurBack(t *testing.T) {
+	w := newWorld(t, true)
+	cfg := w.token("alpha")
+	cfg.MaxCopies = -1
+	tok := w.ready(cfg)
+	k, other := aesKey(t, tok, "one"), aesKey(t, tok, "two")
+	works(t, k)
+	manually(t, tok, func(s *session) error {
+		handles, err := findRaw(s, "one")
+		if err != nil {
+			return err
+		}
+		for _, h := range handles {
+			if err := s.p.DestroyObject(s.h, h); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	_, _, err := seal(ctx(t), k)
+	wantErr(t, "seal", err, ErrKeyNotFound)
+	works(t, other)
+	check(t, tok.WaitReady(ctx(t)))
+}
+
+// TestCanaryDestroyed: the canary key is gone, but the token is well: it serves, and says what to do.
+func TestCanaryDestroyed(t *testing.T) {
+	w := newWorld(t, true)
+	tok := w.ready(w.token("alpha"))
+	k := aesKey(t, tok, "one")
+	manually(t, tok, func(s *session) error {
+		handles, err := s.find(canaryTemplate(), 2)
+		if err != nil || len(handles) != 1 {
+			t.Fatalf("canaries: %v, %v", handles, err)
+		}
+		return s.p.DestroyObject(s.h, handles[0])
+	})
+	until(t, "it says so", func() bool { return tok.Status().State == StateDegraded })
+	works(t, k)
+	if _, err := tok.EnsureCanary(ctx(t)); err != nil {
+		t.Fatal(err)
+	}
+	check(t, tok.WaitReady(ctx(t)))
+}
+
+func TestKeyIsCached(t *testing.T) {
+	w := newWorld(t, true)
+	tok := w.ready(quiet(w.token("alpha")))
+	k := tok.Key(AES256, PurposeSeal, []byte("one"))
+	if tok.Key(AES256, PurposeSeal, []byte("one")) != k {
+		t.Error("two keys for one name")
+	}
+	if tok.Key(HMAC256, PurposeMAC, []byte("one")) == k {
+		t.Error("one key for two names")
+	}
+	k.Release()
+	if tok.Key(AES256, PurposeSeal, []byte("one")) == k {
+		t.Error("a released key is still cached")
+	}
+}

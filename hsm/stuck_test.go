@@ -1,0 +1,249 @@
+package hsm
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestHangingCall: a call returns at its deadline, the worker counts as stuck and is replaced, and the count falls when the call comes back.
+func TestHangingCall(t *testing.T) {
+	w := newWorld(t, true)
+	cfg := quiet(w.token("alpha"))
+	cfg.MaxSessions, cfg.MaxStuck = 1, 3
+	tok := w.ready(cfg)
+	k := aesKey(t, tok, "one")
+	w.fault.Hang(t, "C_EncryptInit")
+	began := time.Now()
+	_, _, err := seal(short(t, 50*time.Millisecond), k)
+	wantErr(t, "seal that hangs", err, context.DeadlineExceeded)
+	if d := time.Since(began); d > 10*time.Second {
+		t.Errorf("it returned after %s", d)
+	}
+	until(t, "it is counted", func() bool { return tok.Status().Stuck == 1 })
+	if err := tok.Ready(); err != nil {
+		t.Errorf("ready with one hanging call: %v", err)
+	}
+	// The only session hangs; its replacement serves what does not hang.
+	if _, err := tok.Random(ctx(t), 16); err != nil {
+		t.Errorf("random beside a hanging call: %v", err)
+	}
+	w.fault.Clear(t, "C_EncryptInit")
+	until(t, "it has returned", func() bool { return tok.Status().Stuck == 0 })
+	works(t, k)
+	until(t, "the extra session is closed", func() bool {
+		all, _ := w.fault.Sessions()
+		return all <= 1+ownSessions
+	})
+}
+
+// TestBreaker: hanging calls are bounded. At the bound the token refuses calls at once, and serves again when they have returned.
+func TestBreaker(t *testing.T) {
+	w := newWorld(t, true)
+	cfg := w.token("alpha")
+	cfg.MaxSessions, cfg.MaxStuck = 2, 3
+	tok := w.ready(cfg)
+	k := aesKey(t, tok, "one")
+	data := tok.Key(HMAC256, PurposeMAC, []byte("mac"))
+	_, err := tok.Generate(ctx(t), GenerateRequest{Spec: HMAC256, Purpose: PurposeMAC, ID: []byte("mac"), Label: "mac"})
+	check(t, err)
+	// C_SignInit: the canary does not use it, so that the breaker alone decides.
+	w.fault.Hang(t, "C_SignInit")
+	until(t, "the breaker opens", func() bool {
+		if _, err := data.MAC(short(t, 30*time.Millisecond), []byte("x")); err == nil {
+			t.Fatal("a hanging MAC succeeded")
+		}
+		return tok.Status().State == StateDown
+	})
+	// Two sessions and two replacements; the third that hangs trips the breaker.
+	if n := w.fault.Hanging(t, "C_SignInit"); n < 3 || n > 4 {
+		t.Errorf("%d calls hang, want 3 or 4", n)
+	}
+	began := time.Now()
+	_, _, err = seal(ctx(t), k)
+	wantErr(t, "seal with the breaker open", err, ErrUnavailable)
+	if d := time.Since(began); d > 5*time.Second {
+		t.Errorf("refused after %s", d)
+	}
+	if r := tok.Ready(); r == nil || !strings.Contains(r.Error(), "calls hang") {
+		t.Errorf("ready: %v", r)
+	}
+	finalized := w.fault.Calls(t, "C_Finalize")
+	tok.Reload() // even when asked to try again
+	w.fault.Clear(t, "C_SignInit")
+	check(t, tok.WaitReady(ctx(t)))
+	if n := w.fault.Calls(t, "C_Finalize"); n != finalized {
+		t.Errorf("finalized %d times while calls hung", n-finalized)
+	}
+	works(t, k)
+	if _, err := data.MAC(ctx(t), []byte("x")); err != nil {
+		t.Errorf("MAC: %v", err)
+	}
+	until(t, "extra sessions are closed", func() bool {
+		all, _ := w.fault.Sessions()
+		return all <= 2+ownSessions
+	})
+}
+
+// TestHangingCanary: a library in which everything hangs makes the token not ready, and is not finalized.
+func TestHangingCanary(t *testing.T) {
+	w := newWorld(t, true)
+	cfg := w.token("alpha")
+	cfg.CallTimeout = 200 * time.Millisecond
+	tok := w.ready(cfg)
+	k := aesKey(t, tok, "one")
+	w.fault.Hang(t, "C_EncryptInit")
+	until(t, "it is down", func() bool { return tok.Status().State == StateDown })
+	if r := tok.Ready(); r == nil || !strings.Contains(r.Error(), "does not answer") {
+		t.Errorf("ready: %v", r)
+	}
+	_, _, err := seal(ctx(t), k)
+	wantErr(t, "seal", err, ErrUnavailable)
+	until(t, "it is counted", func() bool { return tok.Status().Stuck >= 1 })
+	finalized := w.fault.Calls(t, "C_Finalize")
+	w.fault.Clear(t, "C_EncryptInit")
+	check(t, tok.WaitReady(ctx(t)))
+	works(t, k)
+	if n := w.fault.Calls(t, "C_Finalize"); n != finalized {
+		t.Errorf("finalized %d times while the canary hung", n-finalized)
+	}
+}
+
+// TestHangingManagement: an object call that hangs blocks further ones, but no cryptography.
+func TestHangingManagement(t *testing.T) {
+	w := newWorld(t, true)
+	tok := w.ready(w.token("alpha"))
+	k := aesKey(t, tok, "one")
+	w.fault.Hang(t, "C_GenerateKey")
+	req := GenerateRequest{Spec: AES256, Purpose: PurposeSeal, ID: []byte("two"), Label: "two"}
+	_, err := tok.Generate(short(t, 50*time.Millisecond), req)
+	wantErr(t, "generate that hangs", err, context.DeadlineExceeded)
+	until(t, "it is counted", func() bool { return tok.Status().Stuck == 1 })
+	_, err = tok.Generate(ctx(t), GenerateRequest{Spec: AES256, Purpose: PurposeSeal, ID: []byte("three"), Label: "three"})
+	wantErr(t, "generate behind it", err, ErrUnavailable)
+	works(t, k)
+	w.fault.Clear(t, "C_GenerateKey")
+	until(t, "it is free again", func() bool { return tok.Status().Stuck == 0 })
+	// The key whose caller had gone must not be left.
+	until(t, "the unfinished key is gone", func() bool {
+		objects, err := tok.Objects(ctx(t))
+		if err != nil {
+			t.Fatalf("objects: %v", err)
+		}
+		for _, o := range objects {
+			if string(o.ID) == "two" {
+				return false
+			}
+		}
+		return true
+	})
+	aesKey(t, tok, "two")
+}
+
+// TestHangWhileOpening: a library that hangs in any call of connecting gives a token that is down and says where, and serves when it returns.
+func TestHangWhileOpening(t *testing.T) {
+	for _, call := range []string{"C_Initialize", "C_GetSlotList", "C_GetTokenInfo", "C_OpenSession", "C_Login", "C_FindObjects", "C_GetAttributeValue"} {
+		t.Run(call, func(t *testing.T) {
+			w := newWorld(t, true)
+			cfg := w.token("alpha")
+			cfg.CallTimeout = 100 * time.Millisecond
+			w.fault.Hang(t, call)
+			tok := w.open(cfg)
+			until(t, "it is down", func() bool { return tok.Status().State == StateDown })
+			if r := tok.Ready(); r == nil || !strings.Contains(r.Error(), "has not returned") {
+				t.Errorf("ready: %v", r)
+			}
+			w.fault.Clear(t, call)
+			check(t, tok.WaitReady(ctx(t)))
+		})
+	}
+}
+
+// TestCloseWithHangingCall: Close returns at its deadline, does not finalize, and what hung is cleaned up when it returns.
+func TestCloseWithHangingCall(t *testing.T) {
+	w := newWorld(t, true)
+	tok := w.ready(quiet(w.token("alpha")))
+	k := aesKey(t, tok, "one")
+	w.fault.Hang(t, "C_EncryptInit")
+	_, _, err := seal(short(t, 30*time.Millisecond), k)
+	wantErr(t, "seal", err, context.DeadlineExceeded)
+	finalized := w.fault.Calls(t, "C_Finalize")
+	wantErr(t, "close", tok.Close(short(t, 100*time.Millisecond)), context.DeadlineExceeded)
+	if n := w.fault.Calls(t, "C_Finalize"); n != finalized {
+		t.Error("finalized while a call hung")
+	}
+	w.fault.Clear(t, "C_EncryptInit")
+	check(t, tok.Close(ctx(t)))
+	if n := w.fault.Calls(t, "C_Finalize"); n != finalized+1 {
+		t.Errorf("finalized %d times after all, want once", n-finalized)
+	}
+}
+
+// TestAbandonedMemory: a call that outlives its caller must not touch the caller's memory; the race detector watches.
+func TestAbandonedMemory(t *testing.T) {
+	w := newWorld(t, true)
+	tok := w.ready(quiet(w.token("alpha")))
+	k := aesKey(t, tok, "one")
+	w.fault.Hang(t, "C_EncryptInit")
+	iv, aad, plaintext := make([]byte, 12), []byte("additional data"), []byte("plaintext")
+	_, err := k.Seal(short(t, 30*time.Millisecond), iv, aad, plaintext)
+	wantErr(t, "seal", err, context.DeadlineExceeded)
+	clear(iv)
+	clear(aad)
+	clear(plaintext)
+	w.fault.Clear(t, "C_EncryptInit")
+	until(t, "the call has returned", func() bool { return w.fault.Hanging(t, "C_EncryptInit") == 0 && tok.Status().Stuck == 0 })
+}
+
+// TestInputsAreZeroed: buffers that a request owns are zeroed when it is over, whoever ends it.
+func TestInputsAreZeroed(t *testing.T) {
+	w := newWorld(t, true)
+	tok := w.ready(quiet(w.token("alpha")))
+	secret := func() []byte { return []byte("secret") }
+	zero := func(b []byte) bool { return string(b) == "\x00\x00\x00\x00\x00\x00" }
+
+	b := secret()
+	check(t, tok.use(ctx(t), "test", func(*session) error { return nil }, b))
+	if !zero(b) {
+		t.Error("not zeroed after success")
+	}
+	b = secret()
+	canceled, cancel := context.WithCancel(context.Background())
+	cancel()
+	wantErr(t, "use", tok.use(canceled, "test", func(*session) error { return nil }, b), context.Canceled)
+	if !zero(b) {
+		t.Error("not zeroed after a call that never ran")
+	}
+	b = secret()
+	release, ended := make(chan struct{}), make(chan struct{})
+	err := tok.use(short(t, 20*time.Millisecond), "test", func(*session) error {
+		<-release
+		if zero(b) {
+			t.Error("zeroed while the call runs")
+		}
+		close(ended)
+		return nil
+	}, b)
+	wantErr(t, "use", err, context.DeadlineExceeded)
+	close(release)
+	<-ended
+	check(t, tok.Close(ctx(t))) // waits for the worker
+	if !zero(b) {
+		t.Error("not zeroed after an abandoned call")
+	}
+}
+
+// TestPanicInOperation: a bug in an operation costs one call and one session, not the process.
+func TestPanicInOperation(t *testing.T) {
+	w := newWorld(t, true)
+	tok := w.ready(w.token("alpha"))
+	err := tok.use(ctx(t), "test", func(*session) error { panic("a bug") })
+	if err == nil || !strings.Contains(err.Error(), "a bug") {
+		t.Fatalf("use: %v", err)
+	}
+	if n := tok.Status().Evicted; n != 1 {
+		t.Errorf("%d sessions evicted, want 1", n)
+	}
+	works(t, aesKey(t, tok, "one"))
+}
