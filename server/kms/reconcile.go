@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 	"github.com/keyhold/keyhold/server/audit"
@@ -80,67 +81,128 @@ func (s *Service) Reconcile(ctx context.Context) ([]Orphan, error) {
 		if !ok {
 			continue
 		}
-		// Objects first, records second: an object whose record is not there
-		// then is a true orphan, since intents precede objects.
+		before, err := s.store.Snapshot(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("read records: %w", err)
+		}
 		objects, err := gen.Inventory(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("inventory of %s: %w", region, err)
 		}
-		snapshot, err := s.store.Snapshot(ctx)
+		after, err := s.store.Snapshot(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("read records: %w", err)
 		}
-		orphans = append(orphans, s.compare(region, objects, snapshot.Keys)...)
+		// Creations of this process may still be under way.
+		found := FindOrphans(Comparison{
+			Instance: s.store.Instance(), Region: region, Before: before.Keys, Objects: objects, After: after.Keys, Begun: s.started,
+		})
+		s.markMissing(region, found, after.Keys)
+		orphans = append(orphans, found...)
 	}
+	orphans = uniqueObjects(orphans)
 	s.orphans.mu.Lock()
 	s.orphans.list = orphans
 	s.orphans.mu.Unlock()
 	return slices.Clone(orphans), nil
 }
 
-// compare does one region's part of Reconcile.
-func (s *Service) compare(region Region, objects []StoredObject, records []*KeyRecord) []Orphan {
-	type place struct{ id, label string }
+// markMissing makes keys unavailable whose material is not there, and others
+// available again.
+func (s *Service) markMissing(region Region, orphans []Orphan, records []*KeyRecord) {
+	missing := make(map[KeyID]bool)
+	for _, o := range orphans {
+		if o.Kind == OrphanRecord {
+			missing[o.KeyID] = true
+		}
+	}
+	for _, r := range records {
+		if r.Region != region || r.KeyStore != "" {
+			continue
+		}
+		if e := s.keys.key(r.ID); e != nil {
+			e.missing.Store(missing[r.ID])
+		}
+	}
+}
+
+// uniqueObjects drops what was found twice: a token that several regions
+// share is looked at once for each.
+func uniqueObjects(orphans []Orphan) []Orphan {
+	seen := make(map[place]bool)
+	return slices.DeleteFunc(orphans, func(o Orphan) bool {
+		if o.Kind != OrphanObject {
+			return false
+		}
+		p := place{string(o.ObjectID), o.Label}
+		twice := seen[p]
+		seen[p] = true
+		return twice
+	})
+}
+
+// place is where an object is.
+type place struct{ id, label string }
+
+// Comparison is what FindOrphans compares: the objects of one region's default
+// key store with records that were read before and after them. Keys may be
+// made and deleted meanwhile, by this process or another: what only one of
+// the two readings shows is no orphan.
+type Comparison struct {
+	Instance      string // of the store that the records are from
+	Region        Region
+	Before, After []*KeyRecord // of all regions
+	Objects       []StoredObject
+	// Begun: a creation that began later may still be under way.
+	Begun time.Time
+}
+
+// FindOrphans returns what objects and records do not agree on, in the order
+// of labels. It is pure.
+func FindOrphans(c Comparison) []Orphan {
 	all, present, known := make(map[place]bool), make(map[place]bool), make(map[place]bool)
-	for _, o := range objects {
+	for _, o := range c.Objects {
 		p := place{string(o.ID), o.Label}
 		all[p] = true
 		// A public key without its private half is no key.
 		present[p] = present[p] || !o.Public
 	}
-	var orphans []Orphan
-	for _, r := range records {
-		if r.Region != region || r.KeyStore != "" {
-			continue
+	// Objects of other regions' keys are known too: regions may share a token.
+	earlier := make(map[KeyID]keyholdv1.KeyState)
+	for _, r := range c.Before {
+		earlier[r.ID] = r.State
+		for _, v := range r.Versions {
+			known[place{string(v.Locator.ID), v.Locator.Label}] = true
 		}
+	}
+	var orphans []Orphan
+	for _, r := range c.After {
+		before, old := earlier[r.ID]
 		for _, v := range r.Versions {
 			p := place{string(v.Locator.ID), v.Locator.Label}
 			known[p] = true
-			o := Orphan{Region: region, KeyID: r.ID, ObjectID: v.Locator.ID, Label: v.Locator.Label, account: r.Account, revision: r.Revision}
+			if r.Region != c.Region || r.KeyStore != "" {
+				continue
+			}
+			o := Orphan{Region: r.Region, KeyID: r.ID, ObjectID: v.Locator.ID, Label: v.Locator.Label, account: r.Account, revision: r.Revision}
 			switch {
 			case r.State == keyholdv1.KeyState_KEY_STATE_CREATING:
-				// Creations of this process may still be under way.
-				if r.Created.Before(s.started) {
+				if r.Created.Before(c.Begun) {
 					o.Kind = OrphanIntent
 					orphans = append(orphans, o)
 				}
-			case r.Destroying:
+			case r.Destroying || present[p] || !old || before == keyholdv1.KeyState_KEY_STATE_CREATING:
 			default:
-				if e := s.keys.key(r.ID); e != nil {
-					e.missing.Store(!present[p])
-				}
-				if !present[p] {
-					o.Kind = OrphanRecord
-					orphans = append(orphans, o)
-				}
+				o.Kind = OrphanRecord
+				orphans = append(orphans, o)
 			}
 		}
 	}
-	mine := labelPrefix + s.store.Instance() + ":"
+	mine := labelPrefix + c.Instance + ":"
 	for p := range all {
 		id, ok := strings.CutPrefix(p.label, mine)
 		if ok && !known[p] {
-			orphans = append(orphans, Orphan{Kind: OrphanObject, Region: region, KeyID: KeyID(id), ObjectID: []byte(p.id), Label: p.label})
+			orphans = append(orphans, Orphan{Kind: OrphanObject, Region: c.Region, KeyID: KeyID(id), ObjectID: []byte(p.id), Label: p.label})
 		}
 	}
 	slices.SortFunc(orphans, func(a, b Orphan) int { return strings.Compare(a.Label, b.Label) })
