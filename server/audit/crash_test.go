@@ -69,7 +69,7 @@ func (img *torn) restore(t *testing.T, dir string, change func([]byte) []byte) {
 // goes on, keeps all that was acknowledged, and what it keeps is a prefix.
 func TestTornTail(t *testing.T) {
 	img := newTorn(t, 3, 3)
-	dir := filepath.Join(t.TempDir(), "audit")
+	dir := filepath.Join(memoryDir(t), "audit")
 	start := img.offsets[img.acked]
 	damages := []struct {
 		name   string
@@ -180,7 +180,7 @@ func TestTornTailAtSegmentEnd(t *testing.T) {
 // What was acknowledged is never taken for a torn tail.
 func TestAcknowledgedDamageRefused(t *testing.T) {
 	img := newTorn(t, 3, 3)
-	dir := filepath.Join(t.TempDir(), "audit")
+	dir := filepath.Join(memoryDir(t), "audit")
 	refuse := func(t *testing.T, what string) {
 		t.Helper()
 		before := readFile(t, filepath.Join(dir, img.name))

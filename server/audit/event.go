@@ -23,6 +23,7 @@ const maxClientTextBytes = 1024
 // Phase tells the two records of an irreversible operation apart.
 type Phase string
 
+// Phases of an operation that has two records, and none.
 const (
 	PhaseNone    Phase = ""
 	PhaseIntent  Phase = "intent"  // about to be done

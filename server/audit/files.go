@@ -81,7 +81,7 @@ func (osFS) FreeBytes(dir string) (int64, error) {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return 0, &fs.PathError{Op: "statfs", Path: dir, Err: err}
 	}
-	return int64(st.Bavail) * int64(st.Bsize), nil
+	return int64(st.Bavail) * int64(st.Bsize), nil //nolint:unconvert // Bsize has other types on other systems
 }
 
 // osFile adds to os.File what needs the descriptor; the embedded file keeps it

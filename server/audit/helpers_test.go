@@ -121,6 +121,17 @@ func wantFault(t *testing.T, err error, kinds ...FaultKind) {
 	t.Fatalf("got fault %v, want kind %v", f, kinds)
 }
 
+// memoryDir returns a directory in memory where the system has one: thousands of
+// crashes are simulated there, and none of them needs a disk.
+func memoryDir(t *testing.T) string {
+	t.Helper()
+	if dir, err := os.MkdirTemp("/dev/shm", "keyhold-audit-"); err == nil { //nolint:usetesting // t.TempDir may be on a disk
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		return dir
+	}
+	return t.TempDir()
+}
+
 // copyDir returns a copy of a journal's directory.
 func copyDir(t *testing.T, dir string) string {
 	t.Helper()

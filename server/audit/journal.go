@@ -120,7 +120,10 @@ func (j *Journal) Append(ctx context.Context, class Class, durability Durability
 	if durability == DefaultDurability {
 		durability = j.opts.Durability
 	}
-	r := j.requests.Get().(*request)
+	r, ok := j.requests.Get().(*request)
+	if !ok {
+		r = &request{done: make(chan struct{}, 1)}
+	}
 	r.kind, r.class, r.durability, r.size = KindEvent, class, durability, size
 	r.payloads = append(r.payloads[:0], payloads...)
 	err = j.submit(ctx, r)
@@ -129,10 +132,6 @@ func (j *Journal) Append(ctx context.Context, class Class, durability Durability
 	clear(r.payloads) // keep no one's memory
 	j.requests.Put(r)
 	return first, err
-}
-
-func newRequest() any {
-	return &request{done: make(chan struct{}, 1)}
 }
 
 func (j *Journal) checkSize(payloads [][]byte) (int64, error) {

@@ -65,9 +65,9 @@ func TestRoundTrip(t *testing.T) {
 	if i != len(want) || rep.Records != uint64(len(want)) || rep.Last != last || rep.Live || rep.Notes != 0 || rep.Segments != 1 {
 		t.Errorf("%d records, report %+v", i, rep)
 	}
-	for rec := range Read(dir, 4) {
-		if rec.Seq != 4 {
-			t.Errorf("Read from 4 gave %d", rec.Seq)
+	for rec, err := range Read(dir, 4) {
+		if err != nil || rec.Seq != 4 {
+			t.Errorf("Read from 4 gave %d, %v", rec.Seq, err)
 		}
 		break
 	}

@@ -44,7 +44,6 @@ func Open(dir string, opts Options) (*Journal, error) {
 		wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{}),
 		epoch: time.Now(), durable: o.at, segment: o.seg, head: o.head,
 	}
-	j.requests.New = newRequest
 	j.w = writer{
 		seg: o.seg, durableOff: o.off, durable: o.at, tip: o.at, ackedAt: o.at,
 		prepared: make(chan preparation, 1),
@@ -282,8 +281,8 @@ func (o *opening) noteHead(records []byte, found bool) ([]byte, error) {
 	if found {
 		what = "damaged"
 	}
-	o.opts.Logger.Warn("audit head file is "+what+": a loss of the newest records cannot be told from a crash; making a new one",
-		"dir", o.dir, "records", o.at.Count)
+	o.opts.Logger.Warn("audit head file is not usable: a loss of the newest records cannot be told from a crash; making a new one",
+		"dir", o.dir, "head", what, "records", o.at.Count)
 	payload, err := note(o.opts, noteHeadLost, Member{"headFile", what})
 	if err != nil {
 		return nil, err

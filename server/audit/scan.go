@@ -28,6 +28,7 @@ type Record struct {
 // FaultKind is what is wrong with a journal.
 type FaultKind string
 
+// The kinds of faults, as docs/audit-format.md lists them.
 const (
 	FaultSegmentName   FaultKind = "segment-name"   // the name is not what the header says, or no name of ours
 	FaultSegmentHeader FaultKind = "segment-header" // damaged, or of another journal
@@ -174,7 +175,7 @@ func (s *segmentReader) next() (*Record, error) {
 		return nil, s.fault(FaultRecord, "%v", err)
 	}
 	if err != nil {
-		return nil, nil
+		return nil, nil //nolint:nilerr // what is no record is for readTail to judge
 	}
 	switch {
 	case s.rec.Seq != s.at.Count:
@@ -204,7 +205,7 @@ type tail struct {
 // proves that it was no crash.
 func (s *segmentReader) readTail() (tail, error) {
 	t := tail{clean: true}
-	const step = 256 << 10
+	const step = 4096 // what is zero goes by in such strides
 	for off := s.off; off < s.w.size; {
 		b, err := s.w.at(off, step)
 		if err != nil {
