@@ -316,6 +316,18 @@ func (p *prober) aesRefuses() error {
 	return nil
 }
 
+// noOAEP takes back what rsaMechanisms found.
+func (p *prober) noOAEP(h crypto.Hash, why string) {
+	member, to := "oaepSha1", &p.caps.OAEPSHA1
+	if h == crypto.SHA256 {
+		member, to = "oaepSha256", &p.caps.OAEPSHA256
+	}
+	*to, p.caps.Reasons[member] = "", why
+	for _, spec := range []KeySpec{RSA2048, RSA3072, RSA4096} {
+		p.set(spec, oaepName(h), Proof{Why: why})
+	}
+}
+
 // rsaRefuses is the same for RSA-OAEP.
 func (p *prober) rsaRefuses() error {
 	info, _ := RSA2048.info()
@@ -327,6 +339,15 @@ func (p *prober) rsaRefuses() error {
 		}
 		if _, err := p.rawOAEP(info, h, where, other); err != nil && gone(err) {
 			return err
+		}
+		// RFC 8017, 5.1.2, step 1: a number above the modulus is no ciphertext. Were it taken, each ciphertext would have a second one.
+		mechanism, param := oaepMechanism(h, where)
+		above := bytes.Repeat([]byte{0xff}, info.bytes)
+		if _, call, err := p.s.direct().one(opDecrypt(), p.s.h, p.rsaKey, mechanism, param, above, info.bytes); err == nil {
+			p.noOAEP(h, "the token decrypts numbers above the modulus")
+			continue
+		} else if gone(callError(call, err)) {
+			return callError(call, err)
 		}
 		if err := p.tryOAEP(info, h, where); err != nil {
 			return fmt.Errorf("after a ciphertext that did not decrypt: %w", err)
