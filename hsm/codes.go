@@ -13,7 +13,7 @@ func CodeName(rv uint) string {
 	if name := laterCode(rv); name != "" {
 		return name
 	}
-	if rv >= pkcs11.CKR_VENDOR_DEFINED {
+	if rv > pkcs11.CKR_VENDOR_DEFINED {
 		return fmt.Sprintf("CKR_VENDOR_DEFINED+0x%X", rv-pkcs11.CKR_VENDOR_DEFINED)
 	}
 	// miekg's table ends at v2.20; its text is "pkcs11: 0x5: CKR_GENERAL_ERROR", with nothing after the number for a code it lacks.

@@ -18,7 +18,8 @@ import (
 // SoftHSM's folder of a token holds one file per object, its lock files, token.object, and generation, a counter that makes other processes
 // look again. An object is made or destroyed by writing or removing its file and writing generation.
 type durable struct {
-	dir string // empty: nothing to do
+	dir   string               // empty: nothing to do
+	fsync func(*os.File) error // (*os.File).Sync
 
 	mu    sync.Mutex
 	known map[string]bool // names that are durable
@@ -32,7 +33,7 @@ func newDurable(c *conn) (*durable, error) {
 	dir := c.t.cfg.TokenDir
 	if dir == "" {
 		if trimPadding(c.info.ManufacturerID) != softhsmMaker {
-			return &durable{}, nil
+			return &durable{fsync: (*os.File).Sync}, nil
 		}
 		var err error
 		if dir, err = softhsmTokenDir(c.m.conf(), c.info.SerialNumber); err != nil {
@@ -43,13 +44,13 @@ func newDurable(c *conn) (*durable, error) {
 	if err != nil {
 		return nil, &deviceError{fmt.Errorf("folder of token %q: %w", c.t.label, err)}
 	}
-	d := &durable{dir: dir, known: names}
+	d := &durable{dir: dir, fsync: (*os.File).Sync, known: names}
 	// What was written before this process, or by a process that was killed, was never synced either. Files that cannot change any more were
 	// probably written back long ago; the counters are cheap to sync at any rate.
 	if err := d.syncFiles("generation", "token.object"); err != nil {
 		return nil, err
 	}
-	return d, syncDir(dir)
+	return d, d.syncDir(dir)
 }
 
 // tokenDir returns the folder, empty where there is none.
@@ -81,7 +82,7 @@ func (d *durable) sync() error {
 	if err := d.syncFiles(changed...); err != nil {
 		return d.fail(err)
 	}
-	if err := syncDir(d.dir); err != nil {
+	if err := d.syncDir(d.dir); err != nil {
 		return d.fail(err)
 	}
 	d.known = names
@@ -102,7 +103,7 @@ func (d *durable) syncFiles(names ...string) error {
 		if err != nil {
 			return err
 		}
-		err = f.Sync()
+		err = d.fsync(f)
 		if cerr := f.Close(); err == nil {
 			err = cerr
 		}
@@ -114,13 +115,13 @@ func (d *durable) syncFiles(names ...string) error {
 }
 
 // syncDir syncs a folder's entries.
-func syncDir(dir string) error {
+func (d *durable) syncDir(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	return f.Sync()
+	return d.fsync(f)
 }
 
 // readNames lists a folder.

@@ -107,7 +107,7 @@ func (w *world) open(cfg Config) *Token {
 
 func (w *world) openWith(cfg Config, opts Options) *Token {
 	w.t.Helper()
-	if opts.Logger == nil {
+	if _, bench := w.t.(*testing.B); opts.Logger == nil && !bench {
 		opts.Logger = slog.New(slog.NewTextHandler(testLog{w.t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	tok, err := Open(cfg, opts)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -105,8 +106,8 @@ func initToken(ctx context.Context, m *module, label string, so, user []byte) (s
 	if err != nil {
 		return serial, fmt.Errorf("the new token %q works, but its folder could not be synced: %w", label, err)
 	}
-	d := &durable{dir: dir}
-	return serial, errors.Join(d.sync(), syncDir(filepath.Dir(dir)))
+	d := &durable{dir: dir, fsync: (*os.File).Sync}
+	return serial, errors.Join(d.sync(), d.syncDir(filepath.Dir(dir)))
 }
 
 // freeSlot finds a slot whose token is not initialised, and refuses when the label is taken.

@@ -3,6 +3,7 @@ package hsm
 import (
 	"context"
 	"errors"
+	"os"
 	"strings"
 	"testing"
 
@@ -10,7 +11,12 @@ import (
 )
 
 // TestMain fails when a test leaves a goroutine behind.
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if uri := os.Getenv(killedEnv); uri != "" {
+		killedChild(uri)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func TestOpenUseClose(t *testing.T) {
 	w := newWorld(t, true)

@@ -166,7 +166,9 @@ func TestTooFewSessions(t *testing.T) {
 	cfg := w.token("alpha")
 	w.fault.LimitSessions(uint(ownSessions), 0)
 	tok := w.open(cfg)
-	until(t, "it says so", func() bool { return strings.Contains(tok.Status().Reason, fmt.Sprintf("at least %d are needed", ownSessions+1)) })
+	until(t, "it says so", func() bool {
+		return strings.Contains(tok.Status().Reason, fmt.Sprintf("at least %d are needed", ownSessions+1))
+	})
 	w.fault.LimitSessions(uint(ownSessions)+1, 0)
 	check(t, tok.WaitReady(ctx(t)))
 }
