@@ -278,7 +278,7 @@ func (c *Config) checkTokens(fail func(string, ...any)) {
 			fail("tokens[%d]: its name %q is empty or taken", i, t.Name)
 		}
 		names[t.Name] = true
-		if _, err := t.hsmConfig(); err != nil {
+		if _, err := t.HSM(); err != nil {
 			fail("tokens[%d] (%s): %w", i, t.Name, err)
 		}
 	}
@@ -317,8 +317,8 @@ func loopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// hsmConfig gives the token layer's configuration.
-func (t TokenConfig) hsmConfig() (hsm.Config, error) {
+// HSM gives the token layer's configuration of the token, checked but untouched.
+func (t TokenConfig) HSM() (hsm.Config, error) {
 	var cfg hsm.Config
 	if t.URI != "" {
 		if t.Module != "" || t.Label != "" || t.Serial != "" || t.PINSource != "" {

@@ -112,7 +112,7 @@ func (s *Server) openTokens() error {
 		}
 	}
 	for _, t := range s.cfg.Tokens {
-		cfg, err := t.hsmConfig()
+		cfg, err := t.HSM()
 		if err != nil {
 			return fmt.Errorf("token %s: %w", t.Name, err)
 		}
