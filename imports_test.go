@@ -97,6 +97,16 @@ var internalImports = map[string]reasons{
 		"softhsm-config":  "it makes the token",
 	},
 
+	"server/doctor": {
+		"server":              "it reads the same configuration",
+		"server/kms":          "what records and tokens must agree on",
+		"server/store/sqlite": "it looks at the store",
+		"server/audit":        "it looks at the journal",
+		"hsm":                 "it looks at tokens without a server",
+		"hsm/witness":         "it runs the witness",
+		"proto/awsjson":       "it names key types as AWS spells them",
+	},
+
 	"client": {},
 	"cmd/keyhold": {
 		"client":        "the tool is a client",
@@ -104,11 +114,11 @@ var internalImports = map[string]reasons{
 		"server/audit":  "keyhold audit verify, offline",
 	},
 	"cmd/keyholdd": {
-		"server":      "the daemon",
-		"server/dev":  "keyholdd dev",
-		"server/kms":  "keyholdd orphans shows what the core found",
-		"hsm":         "doctor looks at tokens without a server",
-		"hsm/witness": "doctor runs the witness",
+		"server":        "the daemon",
+		"server/dev":    "keyholdd dev",
+		"server/doctor": "keyholdd doctor",
+		"server/kms":    "keyholdd orphans shows what the core found",
+		"hsm/witness":   "keyholdd witness, the child process",
 	},
 }
 
