@@ -93,7 +93,7 @@ func (e *Error) Error() string {
 	} else {
 		b.WriteString(e.Status.String())
 	}
-	if e.Message != "" {
+	if e.Message != "" && e.Message != e.Exception { // the server never sends an empty message
 		b.WriteString(": " + e.Message)
 	}
 	if e.RequestID != "" {

@@ -155,7 +155,7 @@ func exception(code codes.Code, name, message string, violations ...string) erro
 		}
 		details = append(details, protoadapt.MessageV1Of(bad.Interface()))
 	}
-	st, err := status.New(code, message).WithDetails(details...)
+	st, err := status.New(code, cmp.Or(message, name)).WithDetails(details...)
 	if err != nil {
 		return err
 	}

@@ -71,7 +71,7 @@ func (s inputSpec) tooLarge() error {
 // which no more than one byte is read. The caller clears the bytes if they
 // are secret; this function leaves no copy.
 func (a *app) readInput(ctx context.Context, file string, spec inputSpec) ([]byte, error) {
-	var src io.Reader = a.stdin
+	src := a.stdin
 	if file != "" && file != "-" {
 		f, err := os.Open(file)
 		if err != nil {

@@ -187,7 +187,7 @@ func (e *Encoder) appendTimestamp(dst []byte, m protoreflect.Message) []byte {
 		fields := m.Descriptor().Fields()
 		ts = &timestamppb.Timestamp{
 			Seconds: m.Get(fields.ByNumber(1)).Int(),
-			Nanos:   int32(m.Get(fields.ByNumber(2)).Int()), //nolint:gosec // an int32 field
+			Nanos:   int32(m.Get(fields.ByNumber(2)).Int()), // an int32 field
 		}
 	}
 	if e.opts.EpochTimes {

@@ -49,7 +49,9 @@ func TestAppendMessage(t *testing.T) {
 		want string
 	}{
 		{
-			"metadata", awsjson.Options{}, metadata(),
+			"metadata",
+			awsjson.Options{},
+			metadata(),
 			`{"AWSAccountId":"111122223333","KeyId":"1234abcd-12ab-34cd-56ef-1234567890ab",` +
 				`"Arn":"arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab",` +
 				`"CreationDate":"2026-01-02T03:04:05.25Z","Enabled":false,"Description":"",` +
@@ -57,25 +59,32 @@ func TestAppendMessage(t *testing.T) {
 				`"KeySpec":"HMAC_256","MacAlgorithms":["HMAC_SHA_256"]}`,
 		},
 		{
-			"lower camel", awsjson.Options{LowerCamel: true},
+			"lower camel",
+			awsjson.Options{LowerCamel: true},
 			&keyholdv1.CreateKeyResponse{KeyMetadata: &keyholdv1.KeyMetadata{AwsAccountId: "1", Arn: "a"}},
 			`{"keyMetadata":{"aWSAccountId":"1","arn":"a"}}`,
 		},
 		{
-			"bytes, map in order", awsjson.Options{}, encrypt,
+			"bytes, map in order",
+			awsjson.Options{},
+			encrypt,
 			`{"KeyId":"alias/app","Plaintext":"c2VjcmV0","EncryptionContext":{"":"empty","a":"1","b":"2"},"DryRun":true}`,
 		},
 		{
-			"redacted left out", awsjson.Options{OmitRedacted: true}, encrypt,
+			"redacted left out",
+			awsjson.Options{OmitRedacted: true},
+			encrypt,
 			`{"KeyId":"alias/app","EncryptionContext":{"":"empty","a":"1","b":"2"},"DryRun":true}`,
 		},
 		{
-			"redacted left out, other bytes kept", awsjson.Options{OmitRedacted: true},
+			"redacted left out, other bytes kept",
+			awsjson.Options{OmitRedacted: true},
 			&keyholdv1.GenerateDataKeyResponse{CiphertextBlob: []byte{1}, Plaintext: []byte{2}, KeyId: "k"},
 			`{"CiphertextBlob":"AQ==","KeyId":"k"}`,
 		},
 		{
-			"all bytes left out", awsjson.Options{OmitBytes: true},
+			"all bytes left out",
+			awsjson.Options{OmitBytes: true},
 			&keyholdv1.GenerateDataKeyResponse{CiphertextBlob: []byte{1}, Plaintext: []byte{2}, KeyId: "k"},
 			`{"KeyId":"k"}`,
 		},

@@ -27,7 +27,9 @@ type field struct {
 // numbers. Two goroutines may build the same plan at once; both are right.
 func (e *Encoder) plan(md protoreflect.MessageDescriptor) []field {
 	if p, ok := e.plans.Load(md); ok {
-		return p.([]field)
+		if fields, ok := p.([]field); ok {
+			return fields
+		}
 	}
 	fields := make([]field, 0, md.Fields().Len())
 	for i := range md.Fields().Len() {
@@ -36,8 +38,8 @@ func (e *Encoder) plan(md protoreflect.MessageDescriptor) []field {
 		}
 	}
 	slices.SortFunc(fields, func(a, b field) int { return int(a.desc.Number()) - int(b.desc.Number()) })
-	p, _ := e.plans.LoadOrStore(md, fields)
-	return p.([]field)
+	e.plans.Store(md, fields)
+	return fields
 }
 
 func (e *Encoder) planField(fd protoreflect.FieldDescriptor) (field, bool) {
