@@ -29,6 +29,7 @@ var internalImports = map[string]reasons{
 		"hsm/pubkey": "public keys leave as SPKI, and pairwise tests are made with host code",
 	},
 	"hsm/witness": {
+		"hsm":        "the parent process makes keys with it, and looks at what the child made",
 		"hsm/pubkey": "it checks what one library made with the other, by the public key",
 	},
 	"hsm/hsmtest": {
@@ -190,8 +191,8 @@ var outsideImports = map[string]struct {
 		users:  []string{"hsm/pubkey"},
 	},
 	"golang.org/x/sys": {
-		reason: "fallocate, fdatasync, flock, resource limits",
-		users:  []string{"hsm", "server/audit", "server/store/sqlite", "server", "cmd/..."},
+		reason: "fallocate, fdatasync, flock, resource limits, disk space",
+		users:  []string{"hsm", "server/audit", "server/store/sqlite", "server", "server/doctor", "cmd/..."},
 	},
 	"golang.org/x/time": {
 		reason: "rate limits",
