@@ -42,16 +42,20 @@ func (s *Service) createAlias(ctx context.Context, c *call, r *keyholdv1.CreateA
 	now := s.timestamp()
 	a := &AliasRecord{Account: name.account, Region: c.region, Name: r.GetAliasName(), KeyID: target.rec.ID, Created: now, Updated: now}
 	err := s.store.InsertAlias(context.WithoutCancel(ctx), a)
+	if err == nil {
+		s.keys.putAlias(a)
+		return &keyholdv1.CreateAliasResponse{}, nil
+	}
+	stored, readErr := s.rereadAlias(ctx, a)
 	switch {
 	case errors.Is(err, ErrExists):
 		return nil, aliasExists(name.arn)
 	case errors.Is(err, ErrNotFound):
 		return nil, errorf(CodeNotFound, "Key '%s' does not exist", target.arn)
-	case err != nil:
-		return nil, fmt.Errorf("create %s: %w", name.arn, err)
+	case stored == nil || stored.KeyID != a.KeyID:
+		return nil, fmt.Errorf("create %s: %w", name.arn, errors.Join(err, readErr))
 	}
-	s.keys.putAlias(a)
-	return &keyholdv1.CreateAliasResponse{}, nil
+	return &keyholdv1.CreateAliasResponse{}, nil // it is there after all
 }
 
 func aliasExists(arn string) *Error {
@@ -90,14 +94,18 @@ func (s *Service) updateAlias(ctx context.Context, c *call, r *keyholdv1.UpdateA
 	next := *a
 	next.KeyID, next.Updated = target.rec.ID, s.timestamp()
 	err := s.store.UpdateAlias(context.WithoutCancel(ctx), &next)
+	if err == nil {
+		s.keys.putAlias(&next)
+		return &keyholdv1.UpdateAliasResponse{}, nil
+	}
+	stored, readErr := s.rereadAlias(ctx, a)
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return nil, errorf(CodeNotFound, "Alias %s or key %s is not found.", name.arn, target.arn)
-	case err != nil:
-		return nil, fmt.Errorf("update %s: %w", name.arn, err)
+	case stored == nil || stored.KeyID != next.KeyID:
+		return nil, fmt.Errorf("update %s: %w", name.arn, errors.Join(err, readErr))
 	}
-	s.keys.putAlias(&next)
-	return &keyholdv1.UpdateAliasResponse{}, nil
+	return &keyholdv1.UpdateAliasResponse{}, nil // it was changed after all
 }
 
 func (s *Service) deleteAlias(ctx context.Context, c *call, r *keyholdv1.DeleteAliasRequest) (*keyholdv1.DeleteAliasResponse, error) {
@@ -109,14 +117,41 @@ func (s *Service) deleteAlias(ctx context.Context, c *call, r *keyholdv1.DeleteA
 		return nil, errorf(CodeNotFound, "Alias %s is not found.", name.arn)
 	}
 	err := s.store.DeleteAlias(context.WithoutCancel(ctx), a)
+	if err == nil {
+		s.keys.removeAlias(a)
+		return &keyholdv1.DeleteAliasResponse{}, nil
+	}
+	stored, readErr := s.rereadAlias(ctx, a)
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return nil, errorf(CodeNotFound, "Alias %s is not found.", name.arn)
-	case err != nil:
-		return nil, fmt.Errorf("delete %s: %w", name.arn, err)
+	case stored != nil || readErr != nil:
+		return nil, fmt.Errorf("delete %s: %w", name.arn, errors.Join(err, readErr))
 	}
-	s.keys.removeAlias(a)
-	return &keyholdv1.DeleteAliasResponse{}, nil
+	return &keyholdv1.DeleteAliasResponse{}, nil // it is gone after all
+}
+
+// rereadAlias brings what the store holds of an alias into memory and returns
+// it, or nil where there is none. After a failed write its effect is not known;
+// memory that went on as before would resolve an alias to a key that it does
+// not name any more, until the next start. aliasWrites is held.
+func (s *Service) rereadAlias(ctx context.Context, of *AliasRecord) (*AliasRecord, error) {
+	snapshot, err := s.store.Snapshot(context.WithoutCancel(ctx))
+	if err != nil {
+		return nil, fmt.Errorf("read the aliases again: %w", err)
+	}
+	for _, a := range snapshot.Aliases {
+		if a.Account != of.Account || a.Region != of.Region || a.Name != of.Name {
+			continue
+		}
+		if old := s.keys.alias(a.Account, a.Region, a.Name); old != nil && old.Revision >= a.Revision && old.KeyID != a.KeyID {
+			s.keys.removeAlias(old) // another one of that name
+		}
+		s.keys.putAlias(a)
+		return a, nil
+	}
+	s.keys.removeAlias(of)
+	return nil, nil
 }
 
 func (s *Service) listAliases(_ context.Context, c *call, r *keyholdv1.ListAliasesRequest) (*keyholdv1.ListAliasesResponse, error) {

@@ -9,14 +9,13 @@ import (
 //	format ‖ key id ‖ Ref ‖ len(IV) ‖ IV ‖ len(meta) ‖ meta ‖ ciphertext ‖ tag
 //	1        16       16    1         12…16 1         0…20
 const (
-	blobFormat     = 1
-	blobHeadBytes  = 1 + keyIDBytes + refBytes + 1
-	minIVBytes     = 12
-	maxIVBytes     = 16
-	maxMetaBytes   = 20
-	tagBytes       = 16
-	maxBlobBytes   = 6144
-	maxSecretBytes = 4096
+	blobFormat    = 1
+	blobHeadBytes = 1 + keyIDBytes + refBytes + 1
+	minIVBytes    = 12
+	maxIVBytes    = 16
+	maxMetaBytes  = 20
+	tagBytes      = 16
+	maxBlobBytes  = 6144
 )
 
 // errBlob is the one reason why a ciphertext does not parse. It is not told.
@@ -75,7 +74,7 @@ func formatBlob(id KeyID, ref Ref, s Sealed) ([]byte, error) {
 	switch {
 	case !ok:
 		return nil, errors.New("format ciphertext: the key id is no UUID")
-	case len(s.IV) < minIVBytes || len(s.IV) > maxIVBytes || len(s.Meta) > maxMetaBytes || len(s.Tag) != tagBytes || size > maxBlobBytes:
+	case len(s.IV) < minIVBytes || len(s.IV) > maxIVBytes || len(s.Meta) > maxMetaBytes || len(s.Tag) != tagBytes || len(s.Ciphertext) == 0 || size > maxBlobBytes:
 		return nil, errors.New("format ciphertext: the key store returned parts of lengths that it may not")
 	}
 	b := make([]byte, 0, size)

@@ -83,7 +83,7 @@ func (s *Service) destroy(ctx context.Context, gen Generator, e *entry) error {
 	if !next.Destroying {
 		next.Destroying = true
 		if err := s.store.UpdateKey(ctx, next); err != nil {
-			return fmt.Errorf("mark as being deleted: %w", err)
+			return fmt.Errorf("mark as being deleted: %w", errors.Join(err, s.reread(ctx, next.ID)))
 		}
 		s.keys.put(next)
 	}
@@ -93,12 +93,29 @@ func (s *Service) destroy(ctx context.Context, gen Generator, e *entry) error {
 		}
 	}
 	// The material is gone; its record follows even when the caller does.
-	if err := s.store.DeleteKey(context.WithoutCancel(ctx), next.ID, next.Revision); err != nil && !errors.Is(err, ErrNotFound) {
-		return fmt.Errorf("remove the record: %w", err)
+	detached := context.WithoutCancel(ctx)
+	if err := s.store.DeleteKey(detached, next.ID, next.Revision); err != nil && !errors.Is(err, ErrNotFound) {
+		return fmt.Errorf("remove the record: %w", errors.Join(err, s.reread(detached, next.ID)))
 	}
 	e.removed = true
 	s.keys.remove(next)
 	s.log.InfoContext(ctx, "key deleted", "key", e.arn)
+	return nil
+}
+
+// reread brings what the store holds now into memory: after a failed write its
+// effect is not known, and after a conflict the next attempt must start from
+// what is there. The entry's writes is held. A record that is gone is no
+// error: whoever finds that out removes it.
+func (s *Service) reread(ctx context.Context, id KeyID) error {
+	fresh, err := s.store.Key(ctx, id)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return nil
+	case err != nil:
+		return fmt.Errorf("read the record again: %w", err)
+	}
+	s.keys.put(fresh)
 	return nil
 }
 

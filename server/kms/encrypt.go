@@ -47,13 +47,13 @@ func (s *Service) open(ctx context.Context, c *call, sub *subject, ec map[string
 
 // encryptWith is the encrypting half of Encrypt and ReEncrypt.
 func (s *Service) encryptWith(ctx context.Context, sub *subject, alg keyholdv1.EncryptionAlgorithmSpec, ec map[string]string, plaintext []byte) ([]byte, KeyMaterialID, error) {
+	if err := checkPlaintext(sub, alg, plaintext); err != nil {
+		return nil, "", err
+	}
 	if hash := oaepHash(alg); hash != 0 {
 		pub, err := s.publicKey(ctx, sub)
 		if err != nil {
 			return nil, "", err
-		}
-		if most := pub.MaxOAEP(hash); len(plaintext) > most {
-			return nil, "", errorf(CodeValidation, "Algorithm %s and key spec %s cannot encrypt data larger than %d bytes.", awsName(alg), awsName(sub.rec.Spec), most)
 		}
 		out, err := pub.EncryptOAEP(hash, plaintext)
 		return out, "", err
@@ -107,12 +107,31 @@ func checkCipher(sub *subject, alg keyholdv1.EncryptionAlgorithmSpec, contextFie
 	return nil
 }
 
+// checkPlaintext refuses what is too long for RSAES-OAEP (RFC 8017, 7.1.1).
+// It is part of step 8 where the request holds the plaintext, so that a dry
+// run does not promise what the operation refuses.
+func checkPlaintext(sub *subject, alg keyholdv1.EncryptionAlgorithmSpec, plaintext []byte) error {
+	hash := oaepHash(alg)
+	if hash == 0 {
+		return nil
+	}
+	f, _ := factsOf(sub.rec.Spec)
+	if most := f.modulusBytes - 2*hash.Size() - 2; len(plaintext) > most {
+		return errorf(CodeValidation, "Algorithm %s and key spec %s cannot encrypt data larger than %d bytes.", awsName(alg), awsName(sub.rec.Spec), most)
+	}
+	return nil
+}
+
 func validEncrypt(r *keyholdv1.EncryptRequest) error {
 	return checkContext("encryption_context", r.GetEncryptionContext())
 }
 
 func (s *Service) checkEncrypt(c *call, r *keyholdv1.EncryptRequest) error {
-	return checkCipher(c.key(0), defaultAlgorithm(r.GetEncryptionAlgorithm()), "encryption_context", r.GetEncryptionContext())
+	alg := defaultAlgorithm(r.GetEncryptionAlgorithm())
+	if err := checkCipher(c.key(0), alg, "encryption_context", r.GetEncryptionContext()); err != nil {
+		return err
+	}
+	return checkPlaintext(c.key(0), alg, r.GetPlaintext())
 }
 
 func (s *Service) encrypt(ctx context.Context, c *call, r *keyholdv1.EncryptRequest) (*keyholdv1.EncryptResponse, error) {
@@ -166,6 +185,11 @@ func (s *Service) reEncrypt(ctx context.Context, c *call, r *keyholdv1.ReEncrypt
 		return nil, err
 	}
 	defer clear(plaintext)
+	if len(plaintext) == 0 {
+		// Anybody can encrypt nothing with a public key. Encrypt takes no empty
+		// plaintext, and the format of symmetric ciphertexts has none.
+		return nil, ErrNotAuthentic
+	}
 	out, sealed, err := s.encryptWith(ctx, destination, to, r.GetDestinationEncryptionContext(), plaintext)
 	if err != nil {
 		return nil, err

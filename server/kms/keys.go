@@ -100,7 +100,9 @@ func (s *Service) createKey(ctx context.Context, c *call, r *keyholdv1.CreateKey
 	}
 	rec.State = keyholdv1.KeyState_KEY_STATE_ENABLED
 	if err := s.store.UpdateKey(detached, rec); err != nil {
-		return nil, s.undoCreate(detached, gen, rec, err)
+		if rec, err = s.settleCreate(detached, gen, rec, err); err != nil {
+			return nil, err
+		}
 	}
 	s.keys.put(rec)
 	e := s.keys.key(rec.ID)
@@ -109,21 +111,27 @@ func (s *Service) createKey(ctx context.Context, c *call, r *keyholdv1.CreateKey
 	return &keyholdv1.CreateKeyResponse{KeyMetadata: s.metadata(e)}, nil
 }
 
-// undoCreate removes the material of a key whose record could not be
-// committed. Where the store does not say what it holds, everything is left
-// for the operator: better an orphan than a record without its key.
-func (s *Service) undoCreate(ctx context.Context, gen Generator, rec *KeyRecord, cause error) error {
+// settleCreate finds out what became of a commit that failed. Where the record
+// was stored after all, the key is as good as any other and is returned:
+// otherwise it would appear after a restart, and nobody would know why. Where
+// it was not, the material is removed. Where the store does not say what it
+// holds, everything is left for the operator: better an orphan than a record
+// without its key.
+func (s *Service) settleCreate(ctx context.Context, gen Generator, rec *KeyRecord, cause error) (*KeyRecord, error) {
 	stored, err := s.store.Key(ctx, rec.ID)
-	if err != nil || stored.State != keyholdv1.KeyState_KEY_STATE_CREATING {
-		return fmt.Errorf("commit %s, its material stays in the token: %w", rec.ID, errors.Join(cause, err))
+	switch {
+	case err == nil && stored.State == keyholdv1.KeyState_KEY_STATE_ENABLED:
+		return stored, nil
+	case err != nil || stored.State != keyholdv1.KeyState_KEY_STATE_CREATING:
+		return nil, fmt.Errorf("commit %s, its material stays in the token: %w", rec.ID, errors.Join(cause, err))
 	}
-	if err := gen.Destroy(ctx, rec.Versions[0].Locator); err != nil {
-		return fmt.Errorf("commit %s, its material stays in the token: %w", rec.ID, errors.Join(cause, err))
+	if err := gen.Destroy(ctx, rec.Versions[0].Locator); err != nil && !errors.Is(err, ErrKeyMissing) {
+		return nil, fmt.Errorf("commit %s, its material stays in the token: %w", rec.ID, errors.Join(cause, err))
 	}
 	if err := s.store.DeleteKey(ctx, stored.ID, stored.Revision); err != nil {
-		return fmt.Errorf("commit %s, its intent stays in the store: %w", rec.ID, errors.Join(cause, err))
+		return nil, fmt.Errorf("commit %s, its intent stays in the store: %w", rec.ID, errors.Join(cause, err))
 	}
-	return fmt.Errorf("commit %s, undone: %w", rec.ID, cause)
+	return nil, fmt.Errorf("commit %s, undone: %w", rec.ID, cause)
 }
 
 func (s *Service) newRecord(c *call, r *keyholdv1.CreateKeyRequest) (*KeyRecord, error) {
@@ -152,9 +160,11 @@ func (s *Service) newRecord(c *call, r *keyholdv1.CreateKeyRequest) (*KeyRecord,
 	return rec, nil
 }
 
-// timestamp is now as records hold it: UTC, to the millisecond, as AWS's API
-// shows it.
-func (s *Service) timestamp() time.Time { return s.now().UTC().Truncate(time.Millisecond) }
+// recordTime is the precision of times in records, as AWS's API shows them.
+const recordTime = time.Millisecond
+
+// timestamp is now as records hold it: in UTC.
+func (s *Service) timestamp() time.Time { return s.now().UTC().Truncate(recordTime) }
 
 // mutate changes a key's record: store first, memory after. change is called
 // again on a fresh record when another change came first; the state is
@@ -187,10 +197,7 @@ func (s *Service) mutate(ctx context.Context, c *call, e *entry, change func(r *
 		}
 		// A conflict, or a fault after which the effect is not known: what
 		// the store holds now is the truth.
-		fresh, readErr := s.store.Key(ctx, next.ID)
-		if readErr == nil {
-			s.keys.put(fresh)
-		}
+		readErr := s.reread(ctx, next.ID)
 		if !errors.Is(err, ErrConflict) || readErr != nil {
 			return nil, fmt.Errorf("change %s: %w", e.arn, errors.Join(err, readErr))
 		}

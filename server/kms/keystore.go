@@ -46,7 +46,8 @@ type KeyStore interface {
 	Open(ctx context.Context, l Locator, aad []byte, s Sealed) ([]byte, error)
 
 	// Supports returns nil where the store can hold such a key and do with it
-	// what the usage says, else ErrUnsupported naming the mechanism.
+	// what the usage says, ErrStoreUnavailable where that is not known yet,
+	// else ErrUnsupported naming the mechanism.
 	Supports(spec keyholdv1.KeySpec, usage keyholdv1.KeyUsageType) error
 
 	// Health returns nil where the store works as far as it knows, else why
@@ -89,7 +90,8 @@ type Signer interface {
 	Sign(ctx context.Context, l Locator, alg keyholdv1.SigningAlgorithmSpec, input []byte) ([]byte, error)
 
 	// CanSign returns nil where the algorithm is proven to work with such
-	// keys, else ErrUnsupported naming the mechanism.
+	// keys, ErrStoreUnavailable where that is not known yet, else
+	// ErrUnsupported naming the mechanism.
 	CanSign(spec keyholdv1.KeySpec, alg keyholdv1.SigningAlgorithmSpec) error
 }
 

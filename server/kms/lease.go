@@ -28,6 +28,9 @@ type sealLease struct {
 	left atomic.Int64
 	// filling is set while a refill ahead of need is under way.
 	filling atomic.Bool
+	// spent is set once the store has nothing more to give: what is refused
+	// then must not cost a write of the database.
+	spent atomic.Bool
 
 	mu sync.Mutex // serialises refills
 }
@@ -41,7 +44,7 @@ func (s *Service) takeSeal(ctx context.Context, e *entry, v *KeyVersion) error {
 	if left < 0 {
 		return s.refillAndTake(ctx, e, l)
 	}
-	if left < int64(s.leaseSeals/4) && l.filling.CompareAndSwap(false, true) {
+	if left < int64(s.leaseSeals/4) && !l.spent.Load() && l.filling.CompareAndSwap(false, true) {
 		s.background.Go(func() {
 			defer l.filling.Store(false)
 			l.mu.Lock()
@@ -57,18 +60,20 @@ func (s *Service) takeSeal(ctx context.Context, e *entry, v *KeyVersion) error {
 func (s *Service) refillAndTake(ctx context.Context, e *entry, l *sealLease) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	// Whoever held the lock before may have refilled.
-	if l.left.Add(-1) >= 0 {
-		return nil
+	for {
+		// Whoever held the lock before may have refilled; and those who do not
+		// need it may have used up what was filled in here.
+		if l.left.Add(-1) >= 0 {
+			return nil
+		}
+		l.left.Store(0)
+		if l.spent.Load() {
+			return errorf(CodeLimitExceeded, "%s has encrypted 2^32 times, the safe limit of its key material. It still decrypts; create a new key and move its aliases.", e.arn)
+		}
+		if err := s.refill(ctx, e, l); err != nil {
+			return err
+		}
 	}
-	l.left.Store(0)
-	if err := s.refill(ctx, e, l); err != nil {
-		return err
-	}
-	if l.left.Add(-1) < 0 {
-		return errorf(CodeLimitExceeded, "%s has encrypted 2^32 times, the safe limit of its key material. It still decrypts; create a new key and move its aliases.", e.arn)
-	}
-	return nil
 }
 
 // refill adds a block to the lease. l.mu is held.
@@ -79,6 +84,9 @@ func (s *Service) refill(ctx context.Context, e *entry, l *sealLease) error {
 	}
 	if end := start + granted; end > alarmSeals {
 		s.log.WarnContext(ctx, "key material has encrypted more than 2^31 times; it stops encrypting at 2^32", "key", e.arn, "count", end)
+	}
+	if granted == 0 {
+		l.spent.Store(true)
 	}
 	l.left.Add(int64(granted)) //nolint:gosec // at most leaseSeals
 	return nil

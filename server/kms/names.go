@@ -36,10 +36,13 @@ func parseKeyName(s string, account AccountID, region Region) (keyName, string) 
 		if n.region != region {
 			return keyName{}, "Invalid arn " + clip(parts[3])
 		}
-		if id, ok := strings.CutPrefix(resource, "key/"); ok {
-			resource = id
-		} else if !strings.HasPrefix(resource, aliasPrefix) {
+		id, isKey := strings.CutPrefix(resource, "key/")
+		isAlias := strings.HasPrefix(resource, aliasPrefix)
+		switch {
+		case isKey && strings.HasPrefix(id, aliasPrefix), !isKey && !isAlias:
 			return keyName{}, "Invalid arn " + clip(s)
+		case isKey:
+			resource = id
 		}
 	}
 	if strings.HasPrefix(resource, aliasPrefix) {

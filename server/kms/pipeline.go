@@ -59,6 +59,9 @@ func (s *Service) Do(ctx context.Context, caller *identity.Caller, operation str
 	if op == nil {
 		return nil, errorf(CodeUnknownOperation, "The operation %q is not known.", clip(operation))
 	}
+	if caller == nil || caller.Principal == nil {
+		return nil, internalError(fmt.Errorf("operation %s was called by nobody", op.name))
+	}
 	c := &call{op: op, caller: caller, region: Region(caller.Region), req: req, start: s.now()}
 	if req.ProtoReflect().Descriptor() != op.input {
 		return nil, internalError(fmt.Errorf("operation %s was given a %s", op.name, req.ProtoReflect().Descriptor().FullName()))

@@ -95,7 +95,7 @@ func (s *Service) Reconcile(ctx context.Context) ([]Orphan, error) {
 		}
 		// Creations of this process may still be under way.
 		found := FindOrphans(Comparison{
-			Instance: s.store.Instance(), Region: region, Before: before.Keys, Objects: objects, After: after.Keys, Begun: s.started,
+			Instance: s.store.Instance(), Region: region, Before: before.Keys, Objects: objects, After: after.Keys, Begun: s.started.Truncate(recordTime),
 		})
 		s.markMissing(region, found, after.Keys)
 		orphans = append(orphans, found...)
@@ -217,6 +217,9 @@ func (s *Service) CleanUp(ctx context.Context, o Orphan) error {
 	if !ok || (o.Kind != OrphanObject && o.Kind != OrphanIntent) {
 		return fmt.Errorf("%s %s is not cleaned up this way; schedule the key's deletion", o.Kind, o.KeyID)
 	}
+	if err := s.stillOrphan(ctx, o); err != nil {
+		return err
+	}
 	account := o.account
 	if account == "" {
 		account = "000000000000" // an object's label does not tell its account
@@ -233,4 +236,22 @@ func (s *Service) CleanUp(ctx context.Context, o Orphan) error {
 		err = s.store.DeleteKey(ctx, o.KeyID, o.revision)
 	}
 	return errors.Join(err, s.recordOwn(context.WithoutCancel(ctx), "CleanUpOrphan", arn, account, o.Region, audit.PhaseOutcome, err))
+}
+
+// stillOrphan looks again before something is destroyed for good: a report may
+// be old, and what no record knew then a record may know now.
+func (s *Service) stillOrphan(ctx context.Context, o Orphan) error {
+	snapshot, err := s.store.Snapshot(ctx)
+	if err != nil {
+		return fmt.Errorf("read records: %w", err)
+	}
+	for _, r := range snapshot.Keys {
+		unfinished := o.Kind == OrphanIntent && r.ID == o.KeyID && r.State == keyholdv1.KeyState_KEY_STATE_CREATING && r.Revision == o.revision
+		for _, v := range r.Versions {
+			if !unfinished && string(v.Locator.ID) == string(o.ObjectID) && v.Locator.Label == o.Label {
+				return fmt.Errorf("%s %s: key %s uses the object now; list the orphans again", o.Kind, o.KeyID, r.ARN())
+			}
+		}
+	}
+	return nil
 }

@@ -33,7 +33,7 @@ func (s *Service) resolveKey(c *call, sub *subject, name string) error {
 		case foreign && a == nil:
 			return s.denied(c, c.permissionOf(sub))
 		case a == nil:
-			return errorf(CodeNotFound, "Alias %s is not found.", aliasARN(n.region, n.account, n.alias))
+			return errorf(CodeNotFound, "Alias %s is not found.", clip(aliasARN(n.region, n.account, n.alias)))
 		}
 		id, sub.alias = a.KeyID, a
 	}
@@ -100,6 +100,11 @@ func (s *Service) resolveCiphertext(c *call, sub *subject) error {
 	src := sourceOf(c.req)
 	if src.keyID != nil {
 		if err := s.resolveKey(c, sub, *src.keyID); err != nil {
+			return err
+		}
+		// Step 6 for the key that was named, before anything is said that
+		// depends on it: whether a foreign key exists is not told.
+		if err := s.allowed(c, c.permissionOf(sub), sub); err != nil {
 			return err
 		}
 	}

@@ -82,7 +82,28 @@ func (s *Service) checkSignature(c *call, alg keyholdv1.SigningAlgorithmSpec) er
 }
 
 func (s *Service) checkSign(c *call, r *keyholdv1.SignRequest) error {
-	return s.checkSignature(c, r.GetSigningAlgorithm())
+	if err := s.checkSignature(c, r.GetSigningAlgorithm()); err != nil {
+		return err
+	}
+	// What the store has not proven is refused here and not when it signs, so
+	// that a dry run does not promise it.
+	signer, err := s.signerOf(c.key(0).rec)
+	if err != nil {
+		return err
+	}
+	return signer.CanSign(c.key(0).rec.Spec, r.GetSigningAlgorithm())
+}
+
+func (s *Service) signerOf(r *KeyRecord) (Signer, error) {
+	ks, err := s.storeOf(r)
+	if err != nil {
+		return nil, err
+	}
+	signer, ok := ks.(Signer)
+	if !ok {
+		return nil, fmt.Errorf("%w: signatures", ErrUnsupported)
+	}
+	return signer, nil
 }
 
 func (s *Service) checkVerify(c *call, r *keyholdv1.VerifyRequest) error {
@@ -91,15 +112,8 @@ func (s *Service) checkVerify(c *call, r *keyholdv1.VerifyRequest) error {
 
 func (s *Service) sign(ctx context.Context, c *call, r *keyholdv1.SignRequest) (*keyholdv1.SignResponse, error) {
 	sub := c.key(0)
-	ks, err := s.storeOf(sub.rec)
+	signer, err := s.signerOf(sub.rec)
 	if err != nil {
-		return nil, err
-	}
-	signer, ok := ks.(Signer)
-	if !ok {
-		return nil, fmt.Errorf("%w: signatures", ErrUnsupported)
-	}
-	if err := signer.CanSign(sub.rec.Spec, r.GetSigningAlgorithm()); err != nil {
 		return nil, err
 	}
 	sig, err := signer.Sign(ctx, sub.rec.Current().Locator, r.GetSigningAlgorithm(), signatureInput(r))
@@ -147,15 +161,18 @@ func (s *Service) getPublicKey(ctx context.Context, c *call, _ *keyholdv1.GetPub
 	}, nil
 }
 
-// offeredSigning returns the signing algorithms of the key that its store has
-// proven.
+// offeredSigning returns the signing algorithms of the key, without those that
+// its store cannot do. While the store has not been reached yet, that is not
+// known of any.
 func (s *Service) offeredSigning(r *KeyRecord) []keyholdv1.SigningAlgorithmSpec {
 	algs := signingAlgorithms(r.Spec, r.Usage)
 	signer, ok := s.regions[r.Region].(Signer)
 	if !ok {
 		return algs
 	}
-	return slices.DeleteFunc(slices.Clone(algs), func(a keyholdv1.SigningAlgorithmSpec) bool { return signer.CanSign(r.Spec, a) != nil })
+	return slices.DeleteFunc(slices.Clone(algs), func(a keyholdv1.SigningAlgorithmSpec) bool {
+		return errors.Is(signer.CanSign(r.Spec, a), ErrUnsupported)
+	})
 }
 
 // publicKey returns the key's public half, read from the key store once.

@@ -154,6 +154,9 @@ func (s *Store) CanSign(spec keyholdv1.KeySpec, alg keyholdv1.SigningAlgorithmSp
 		return err
 	}
 	name := awsjson.EnumName(alg)
+	if len(s.token.Capabilities().Specs) == 0 {
+		return fmt.Errorf("%w: the token has not been probed yet", kms.ErrStoreUnavailable)
+	}
 	if p := s.token.Capabilities().Operation(hs, name); !p.OK {
 		return fmt.Errorf("%w: %s with %s: %s", kms.ErrUnsupported, name, hs, p.Why)
 	}
