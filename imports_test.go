@@ -119,6 +119,7 @@ var internalImports = map[string]reasons{
 		"server/dev":    "keyholdd dev",
 		"server/doctor": "keyholdd doctor",
 		"server/kms":    "keyholdd orphans shows what the core found",
+		"hsm":           "doctor's --token is a pkcs11: URI",
 		"hsm/witness":   "keyholdd witness, the child process",
 	},
 }
