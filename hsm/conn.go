@@ -43,11 +43,12 @@ type conn struct {
 	gone  chan struct{} // closed when the last worker has ended
 	open  atomic.Int64  // sessions
 
-	index   *index
-	copies  *copies
-	durable *durable
-	canary  atomic.Uint64 // handle of the canary key; 0 is no handle (CK_INVALID_HANDLE)
-	logout  atomic.Bool   // the keeper logs out when it ends
+	index      *index
+	copies     *copies
+	durable    *durable
+	canary     atomic.Uint64 // handle of the canary key; 0 is no handle (CK_INVALID_HANDLE)
+	canarySeen atomic.Bool   // the canary was found on this connection: its absence means trouble from then on
+	logout     atomic.Bool   // the keeper logs out when it ends
 
 	mu       sync.Mutex
 	stopped  bool

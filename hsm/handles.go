@@ -141,7 +141,7 @@ func (c *conn) load(s *session) error {
 		class := ulong(attrs[0].Value)
 		c.index.add(objectName{class, string(attrs[1].Value)}, h)
 		if class == pkcs11.CKO_SECRET_KEY && bytes.Equal(attrs[2].Value, canary) {
-			c.canary.Store(uint64(h))
+			c.sawCanary(h)
 		}
 	}
 	return nil
@@ -321,7 +321,7 @@ func (c *conn) findAgain(ctx context.Context, name objectName) (pkcs11.ObjectHan
 func (s *session) remember(class uint, id []byte, label string, h pkcs11.ObjectHandle) {
 	s.c.index.add(objectName{class, string(id)}, h)
 	if class == pkcs11.CKO_SECRET_KEY && label == canaryLabel {
-		s.c.canary.Store(uint64(h))
+		s.c.sawCanary(h)
 	}
 }
 

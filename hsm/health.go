@@ -3,6 +3,8 @@ package hsm
 import (
 	"context"
 	"errors"
+	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/pkcs11"
@@ -14,10 +16,17 @@ import (
 func (c *conn) checkCanary(ctx context.Context) error {
 	h := pkcs11.ObjectHandle(c.canary.Load())
 	if h == 0 {
-		if err := c.findCanary(ctx); err != nil {
+		switch err := c.findCanary(ctx); {
+		case errors.Is(err, errBusy):
+			return errNoCanary // a large key is being generated, say: no sign of bad health
+		case err != nil:
 			return err
 		}
 		if h = pkcs11.ObjectHandle(c.canary.Load()); h == 0 {
+			// Whoever looked first has forgotten the stale handle already; that makes the token no emptier.
+			if c.canarySeen.Load() {
+				return unavailable("the canary key has disappeared")
+			}
 			return errNoCanary
 		}
 	}
@@ -50,19 +59,30 @@ func (c *conn) findCanary(ctx context.Context) error {
 	return c.ask(ctx, laneObjects, "FindCanary", func(s *session) error {
 		found, err := s.find(canaryTemplate(), 1)
 		if err == nil && len(found) > 0 {
-			c.canary.Store(uint64(found[0]))
+			c.sawCanary(found[0])
 		}
 		return err
 	})
 }
 
-// ask runs fn on one of the connection's own lanes, whatever state the token is in.
+// sawCanary keeps the canary key's handle.
+func (c *conn) sawCanary(h pkcs11.ObjectHandle) {
+	c.canarySeen.Store(true)
+	c.canary.Store(uint64(h))
+}
+
+// ask runs fn on one of the connection's own lanes, whatever state the token is in. It returns errBusy when nobody took the job before ctx
+// ended.
 func (c *conn) ask(ctx context.Context, ln lane, call string, fn func(*session) error) error {
-	r := request{call: call, fn: fn, repeatable: true}
-	c.t.waiting.Add(1)
-	_, err := c.exec(ctx, ln, r, nil, &c.t.waiting)
+	var queue atomic.Int64 // these are not callers that wait for a session
+	left, err := c.exec(ctx, ln, request{call: call, fn: fn, repeatable: true}, nil, &queue)
+	if !left && err != nil && errors.Is(err, ctx.Err()) {
+		return fmt.Errorf("%w: %w", errBusy, err)
+	}
 	return err
 }
+
+var errBusy = errors.New("hsm: the worker is busy with another call")
 
 // canaryTemplate finds the canary key.
 func canaryTemplate() []*pkcs11.Attribute {

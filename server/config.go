@@ -27,143 +27,143 @@ const maxConfigBytes = 1 << 20
 type Config struct {
 	// DataDir is the folder of the database and, unless audit.dir says
 	// otherwise, of the audit log. Mode 0700. Made by `keyholdd init`.
-	DataDir string `yaml:"data_dir"`
+	DataDir string `yaml:"data_dir,omitempty"`
 
 	// Regions are the regions that are served, each with the token that makes
 	// its keys. At least one.
-	Regions []RegionConfig `yaml:"regions"`
+	Regions []RegionConfig `yaml:"regions,omitempty"`
 
 	// Tokens are the PKCS#11 tokens. At least one.
-	Tokens []TokenConfig `yaml:"tokens"`
+	Tokens []TokenConfig `yaml:"tokens,omitempty"`
 
 	// Principals say who may call: each principal with the subjects of the
 	// client certificates that are its.
-	Principals []PrincipalConfig `yaml:"principals"`
+	Principals []PrincipalConfig `yaml:"principals,omitempty"`
 
-	GRPC  GRPCConfig  `yaml:"grpc"`
-	Admin AdminConfig `yaml:"admin"`
-	Audit AuditConfig `yaml:"audit"`
+	GRPC  GRPCConfig  `yaml:"grpc,omitempty"`
+	Admin AdminConfig `yaml:"admin,omitempty"`
+	Audit AuditConfig `yaml:"audit,omitempty"`
 
 	// Limits is optional.
-	Limits LimitsConfig `yaml:"limits"`
+	Limits LimitsConfig `yaml:"limits,omitempty"`
 
 	// Log is optional.
-	Log LogConfig `yaml:"log"`
+	Log LogConfig `yaml:"log,omitempty"`
 
 	// ShutdownGrace is how long requests under way may take to finish when
 	// the daemon is told to stop. Optional: 15s.
-	ShutdownGrace time.Duration `yaml:"shutdown_grace"`
+	ShutdownGrace time.Duration `yaml:"shutdown_grace,omitempty"`
 
 	// TrustClock lets deletions go on after the clock jumped or the daemon
 	// did not run for more than an hour, without `keyholdd confirm-clock`.
 	// For development. Optional: false.
-	TrustClock bool `yaml:"trust_clock"`
+	TrustClock bool `yaml:"trust_clock,omitempty"`
 }
 
 // RegionConfig is one region.
 type RegionConfig struct {
 	// Name is the region's name in ARNs, such as us-east-1. The first region
 	// is that of requests which name none.
-	Name string `yaml:"name"`
+	Name string `yaml:"name,omitempty"`
 	// Token is the name of the token that makes and holds its keys.
-	Token string `yaml:"token"`
+	Token string `yaml:"token,omitempty"`
 }
 
 // TokenConfig is one token: a pkcs11: URI, or the same as fields.
 type TokenConfig struct {
 	// Name is what the rest of the file calls it.
-	Name string `yaml:"name"`
+	Name string `yaml:"name,omitempty"`
 	// URI is an RFC 7512 URI with token or serial, module-path and
 	// pin-source. pin-value is refused. Instead of the fields below it.
-	URI string `yaml:"uri"`
+	URI string `yaml:"uri,omitempty"`
 	// Module is the absolute path of the PKCS#11 library.
-	Module string `yaml:"module"`
+	Module string `yaml:"module,omitempty"`
 	// Label and Serial name the token; one of them, or both.
-	Label  string `yaml:"label"`
-	Serial string `yaml:"serial"`
+	Label  string `yaml:"label,omitempty"`
+	Serial string `yaml:"serial,omitempty"`
 	// PINSource says where the PIN is: file:/path (mode 0600), env:NAME or
 	// credential:NAME (systemd).
-	PINSource string `yaml:"pin_source"`
+	PINSource string `yaml:"pin_source,omitempty"`
 
 	// MaxSessions is how many calls the token does at once. Optional: 16.
-	MaxSessions int `yaml:"max_sessions"`
+	MaxSessions int `yaml:"max_sessions,omitempty"`
 	// MaxCopies is how many keys are kept as session copies, where the token
 	// allows; -1 for none. Optional: 1024.
-	MaxCopies int `yaml:"max_copies"`
+	MaxCopies int `yaml:"max_copies,omitempty"`
 	// CallTimeout bounds one call of the library. Optional: 10s.
-	CallTimeout time.Duration `yaml:"call_timeout"`
+	CallTimeout time.Duration `yaml:"call_timeout,omitempty"`
 	// GenerateTimeout bounds making a key. Optional: 60s.
-	GenerateTimeout time.Duration `yaml:"generate_timeout"`
+	GenerateTimeout time.Duration `yaml:"generate_timeout,omitempty"`
 	// HealthInterval is the time between canary operations. Optional: 2s.
-	HealthInterval time.Duration `yaml:"health_interval"`
+	HealthInterval time.Duration `yaml:"health_interval,omitempty"`
 	// Environment is set before the library is loaded, such as
 	// SOFTHSM2_CONF. It holds for the whole process. Optional.
-	Environment map[string]string `yaml:"environment"`
+	Environment map[string]string `yaml:"environment,omitempty"`
 }
 
 // PrincipalConfig binds certificate subjects to a principal.
 type PrincipalConfig struct {
 	// ARN is arn:aws:iam::<account>:user/<name>, :role/<name> or :root.
-	ARN string `yaml:"arn"`
+	ARN string `yaml:"arn,omitempty"`
 	// Subjects are spiffe://<trust domain>/<path>, dns:<name> or cn:<name>.
-	Subjects []string `yaml:"subjects"`
+	Subjects []string `yaml:"subjects,omitempty"`
 }
 
 // GRPCConfig is the gRPC door.
 type GRPCConfig struct {
 	// Listen is host:port. Optional: 127.0.0.1:9443.
-	Listen string `yaml:"listen"`
+	Listen string `yaml:"listen,omitempty"`
 	// Cert and Key are the server's certificate chain and key, PEM. Read
 	// again when they change.
-	Cert string `yaml:"cert"`
-	Key  string `yaml:"key"`
+	Cert string `yaml:"cert,omitempty"`
+	Key  string `yaml:"key,omitempty"`
 	// ClientCA is who may issue client certificates, PEM. Read again when it
 	// changes.
-	ClientCA string `yaml:"client_ca"`
+	ClientCA string `yaml:"client_ca,omitempty"`
 }
 
 // AdminConfig is the admin listener: metrics, health, readiness. It has no
 // authentication.
 type AdminConfig struct {
 	// Listen is host:port, on loopback. Optional: 127.0.0.1:9090.
-	Listen string `yaml:"listen"`
+	Listen string `yaml:"listen,omitempty"`
 	// AllowRemote allows an address that is not loopback. Optional: false.
-	AllowRemote bool `yaml:"allow_remote"`
+	AllowRemote bool `yaml:"allow_remote,omitempty"`
 }
 
 // AuditConfig is the audit log.
 type AuditConfig struct {
 	// Dir is its folder. Optional: audit below data_dir.
-	Dir string `yaml:"dir"`
+	Dir string `yaml:"dir,omitempty"`
 	// Durability of data-plane records: synced (survives the power) or
 	// written (survives the process). Changes of keys and refusals are always
 	// synced. Optional: synced.
-	Durability string `yaml:"durability"`
+	Durability string `yaml:"durability,omitempty"`
 	// SegmentBytes is the size of one file, allocated ahead. A multiple of
 	// 4096. Optional: 64 MiB.
-	SegmentBytes int64 `yaml:"segment_bytes"`
+	SegmentBytes int64 `yaml:"segment_bytes,omitempty"`
 }
 
 // LimitsConfig bounds accounts. Zero means the default.
 type LimitsConfig struct {
 	// KeysPerAccount bounds an account's keys in a region. Default 100000.
-	KeysPerAccount int `yaml:"keys_per_account"`
+	KeysPerAccount int `yaml:"keys_per_account,omitempty"`
 	// AliasesPerKey bounds a key's aliases. Default 50.
-	AliasesPerKey int `yaml:"aliases_per_key"`
+	AliasesPerKey int `yaml:"aliases_per_key,omitempty"`
 	// InFlight bounds the requests under way. Default 4096.
-	InFlight int `yaml:"in_flight"`
+	InFlight int `yaml:"in_flight,omitempty"`
 	// DataPerSecond and ControlPerSecond bound an account's requests per
 	// second to the data plane and the control plane. Default: unlimited.
-	DataPerSecond    int `yaml:"data_per_second"`
-	ControlPerSecond int `yaml:"control_per_second"`
+	DataPerSecond    int `yaml:"data_per_second,omitempty"`
+	ControlPerSecond int `yaml:"control_per_second,omitempty"`
 }
 
 // LogConfig is the log on standard error.
 type LogConfig struct {
 	// Level is debug, info, warn or error. Optional: info.
-	Level string `yaml:"level"`
+	Level string `yaml:"level,omitempty"`
 	// Format is text or json. Optional: text.
-	Format string `yaml:"format"`
+	Format string `yaml:"format,omitempty"`
 }
 
 // LoadConfig reads and checks a configuration file.

@@ -40,14 +40,16 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(devCommand(), initCommand(), serveCommand(), doctorCommand(), orphansCommand(), confirmClockCommand(), witnessCommand(), versionCommand())
+	// What fails before a command runs is a mistake on the command line.
+	understood := false
+	root.PersistentPreRun = func(*cobra.Command, []string) { understood = true }
 	err := root.ExecuteContext(ctx)
 	var usage usageError
 	switch {
 	case err == nil:
 		return 0
-	case errors.As(err, &usage):
+	case !understood, errors.As(err, &usage):
 		fmt.Fprintf(stderr, "keyholdd: %v\nRun 'keyholdd --help' for usage.\n", err)
 		return 2
 	}
