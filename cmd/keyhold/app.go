@@ -33,6 +33,8 @@ type app struct {
 	output  outputFormat
 	verbose bool
 
+	config *config // once loadConfig has found it
+
 	// started is true once the command line was understood: errors before are
 	// usage errors.
 	started bool

@@ -86,6 +86,9 @@ func (c *config) fill(source string, get func(setting) string) {
 // them says anything about the server or the caller's identity, so that a
 // folder one happens to stand in never mixes with a configuration.
 func (a *app) loadConfig() (*config, error) {
+	if a.config != nil {
+		return a.config, nil
+	}
 	c := &config{values: map[string]value{}}
 	c.fill("flag", func(s setting) string { return *a.flags[s.flag] })
 	c.fill("environment", func(s setting) string { return a.getenv(s.env) })
@@ -110,6 +113,7 @@ func (a *app) loadConfig() (*config, error) {
 	if _, err := c.parseTimeout(); err != nil {
 		return nil, err
 	}
+	a.config = c
 	return c, nil
 }
 

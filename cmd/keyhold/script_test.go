@@ -29,6 +29,7 @@ func TestScripts(t *testing.T) {
 	p := newPKI(t)
 	serverCert, serverKey := p.issue(t, "server", "keyhold.test")
 	cert, key := p.issue(t, "client", "client.test")
+	strangerCert, strangerKey := newPKI(t).issue(t, "stranger", "stranger.test")
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
 		RequireUniqueNames:  true,
@@ -52,6 +53,8 @@ func TestScripts(t *testing.T) {
 			env.Setenv("KEYHOLD_CERT", cert)
 			env.Setenv("KEYHOLD_KEY", key)
 			env.Setenv("ADMIN", admin.URL)
+			env.Setenv("STRANGER_CERT", strangerCert)
+			env.Setenv("STRANGER_KEY", strangerKey)
 			env.Values["fake"] = s
 			return nil
 		},
