@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"sync"
+	"time"
 
 	"github.com/miekg/pkcs11"
 )
@@ -172,7 +173,17 @@ func (w *worker) tendCopies() {
 	if w.s == nil || !c.m.enter(c.epoch, c.stop) {
 		return
 	}
-	defer c.m.leave()
+	// Nobody waits for this, so nobody gives up; but a call that hangs must be known, or the module would be finalized under it in the end.
+	j := &job{request: request{call: "CopyKey"}}
+	w.hold(j)
+	watch := time.AfterFunc(c.t.cfg.CallTimeout, func() { w.markStuck(j) })
+	defer func() {
+		watch.Stop()
+		c.m.leave()
+		if w.drop() {
+			c.unstick(w)
+		}
+	}()
 	for {
 		doomed, name, original, more := c.copies.next()
 		for _, h := range doomed {

@@ -201,3 +201,22 @@ func TestCopiesUnderChurn(t *testing.T) {
 	}
 	until(t, "all copies are destroyed", func() bool { return sessionObjects(t, tok) == 0 })
 }
+
+// TestHangingCopy: copying hangs; keys are used through their token objects, the hang is counted, and the module is not finalized under it.
+func TestHangingCopy(t *testing.T) {
+	w := newWorld(t, true)
+	cfg := w.token("alpha")
+	cfg.CallTimeout = 300 * time.Millisecond
+	tok := w.ready(cfg)
+	k := aesKey(t, tok, "one")
+	w.fault.Hang(t, "C_CopyObject")
+	for range 2 * copyAfter {
+		works(t, k)
+	}
+	until(t, "it is counted", func() bool { return tok.Status().Stuck == 1 })
+	works(t, k)
+	check(t, tok.Ready())
+	w.fault.Clear(t, "C_CopyObject")
+	until(t, "it has returned", func() bool { return tok.Status().Stuck == 0 })
+	hot(t, tok, k)
+}

@@ -152,6 +152,14 @@ func unavailable(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", ErrUnavailable, fmt.Errorf(format, args...))
 }
 
+// asUnavailable makes err an ErrUnavailable, unless it is one.
+func asUnavailable(err error) error {
+	if errors.Is(err, ErrUnavailable) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
 // ended turns the end of a context into the error of a call.
 func ended(ctx context.Context, call string) error {
 	return fmt.Errorf("hsm: %s: %w", call, ctx.Err())

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/miekg/pkcs11"
 )
@@ -27,6 +28,7 @@ type module struct {
 	foreign     bool          // somebody else in this process initialised the library: it is not ours to finalize
 	epoch       uint64        // counts initialisations; a session of an older epoch is dead
 	inside      int           // how many calls are in the library, hanging ones included
+	gateAt      time.Time     // when the gate was closed
 	gate        chan struct{} // not nil while the gate is closed; closed when it opens
 	left        chan struct{} // not nil while somebody waits for inside to become 0
 	tokens      map[*Token]bool
@@ -209,11 +211,15 @@ func (m *module) reinitialise(ctx context.Context, epoch uint64, by *Token) erro
 		return m.initialise()
 	}
 	if m.foreign {
+		m.initialised = false // it may have been finalized by whom it belongs to: it is ours then
 		m.mu.Unlock()
+		if err := m.initialise(); err != nil || !m.isForeign() {
+			return err
+		}
 		return fmt.Errorf("PKCS#11 module %s was initialised by another part of this process, so it cannot be initialised again to heal it", m.path)
 	}
 	gate := make(chan struct{})
-	m.gate = gate
+	m.gate, m.gateAt = gate, time.Now()
 	var left chan struct{}
 	if m.inside > 0 {
 		left = make(chan struct{})
@@ -309,4 +315,20 @@ func (m *module) hanging() (n int64) {
 		n += t.stuck.Load()
 	}
 	return n
+}
+
+func (m *module) isForeign() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.foreign
+}
+
+// pausedFor returns for how long the gate has been closed, 0 when it is open.
+func (m *module) pausedFor() time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.gate == nil {
+		return 0
+	}
+	return time.Since(m.gateAt)
 }

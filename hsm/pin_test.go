@@ -26,28 +26,28 @@ func TestPINFile(t *testing.T) {
 		mode          os.FileMode
 		want, err     string
 	}{
-		{"plain", "1234", 0o600, "1234", ""},
-		{"read-only", "1234", 0o400, "1234", ""},
-		{"line end", "1234\n", 0o600, "1234", ""},
-		{"DOS line end", "1234\r\n", 0o600, "1234", ""},
-		{"spaces belong to it", " 12 34 \n", 0o600, " 12 34 ", ""},
+		{"plain", "zq7k", 0o600, "zq7k", ""},
+		{"read-only", "zq7k", 0o400, "zq7k", ""},
+		{"line end", "zq7k\n", 0o600, "zq7k", ""},
+		{"DOS line end", "zq7k\r\n", 0o600, "zq7k", ""},
+		{"spaces belong to it", " zq 7k \n", 0o600, " zq 7k ", ""},
 		{"longest", long + "\r\n", 0o600, long, ""},
 		{"too long", long + "9", 0o600, "", "longer than 512 bytes"},
 		{"far too long", long + long, 0o600, "", "longer than 512 bytes"},
 		{"empty", "", 0o600, "", "is empty"},
 		{"only a line end", "\n", 0o600, "", "is empty"},
-		{"two lines", "1234\n5678\n", 0o600, "", "more than one line"},
-		{"two line ends", "1234\n\n", 0o600, "", "more than one line"},
-		{"zero byte", "12\x0034", 0o600, "", "more than one line"},
-		{"group may read", "1234", 0o640, "", "chmod 0600"},
-		{"others may read", "1234", 0o604, "", "chmod 0600"},
-		{"others may write", "1234", 0o602, "", "chmod 0600"},
+		{"two lines", "zq7k\n5678\n", 0o600, "", "more than one line"},
+		{"two line ends", "zq7k\n\n", 0o600, "", "more than one line"},
+		{"zero byte", "zq\x007k", 0o600, "", "more than one line"},
+		{"group may read", "zq7k", 0o640, "", "chmod 0600"},
+		{"others may read", "zq7k", 0o604, "", "chmod 0600"},
+		{"others may write", "zq7k", 0o602, "", "chmod 0600"},
 	} {
 		got, err := write(c.content, c.mode).Read()
 		if string(got) != c.want || (err == nil) != (c.err == "") || (err != nil && !strings.Contains(err.Error(), c.err)) {
 			t.Errorf("%s: got %q, %v; want %q, %q", c.name, got, err, c.want, c.err)
 		}
-		if err != nil && (strings.Contains(err.Error(), "1234") || strings.Contains(err.Error(), "999")) {
+		if err != nil && (strings.Contains(err.Error(), "zq7k") || strings.Contains(err.Error(), "99999")) {
 			t.Errorf("%s: the error tells the PIN: %v", c.name, err)
 		}
 	}

@@ -247,3 +247,24 @@ func TestPanicInOperation(t *testing.T) {
 	}
 	works(t, aesKey(t, tok, "one"))
 }
+
+// TestBusyManagementIsNoIllness: without a canary, health must not depend on the lock around token objects being free.
+func TestBusyManagementIsNoIllness(t *testing.T) {
+	w := newWorld(t, true)
+	cfg := w.bareToken("alpha")
+	cfg.CallTimeout = 100 * time.Millisecond
+	tok := w.open(cfg)
+	k := aesKey(t, tok, "one")
+	w.fault.Hang(t, "C_GenerateKey") // stands for the search for a large prime
+	errs := make(chan error)
+	go func() {
+		_, err := tok.Generate(ctx(t), GenerateRequest{Spec: AES256, Purpose: PurposeSeal, ID: []byte("two"), Label: "two"})
+		errs <- err
+	}()
+	until(t, "it is generating", func() bool { return w.fault.Hanging(t, "C_GenerateKey") == 1 })
+	asked := tok.Status().CanaryAt
+	until(t, "health was looked at", func() bool { return tok.Status().CanaryAt.After(asked) })
+	works(t, k)
+	w.fault.Clear(t, "C_GenerateKey")
+	check(t, <-errs)
+}

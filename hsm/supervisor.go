@@ -16,6 +16,7 @@ const (
 	drainTimeout     = 2 * time.Second  // for calls to leave the library before it is initialised again; all tokens of the module wait meanwhile
 	shutTimeout      = 3 * time.Second  // for a dead connection's workers to end before the next one is made
 	healthTimeoutMax = 5 * time.Second
+	reinitPatience   = 30 * time.Second       // how long the initialisation of a module for a neighbour pauses a token, and not longer
 	suspectSpacing   = 100 * time.Millisecond // between canaries that errors asked for: bad ciphertexts must not buy canaries
 )
 
@@ -33,6 +34,7 @@ type supervisor struct {
 	backoff time.Duration // before the next attempt to connect
 	reinit  time.Duration // the same for initialising the module
 	reinitT time.Time     // when that may be done again
+	moved   bool          // the last look at the canary met a module that was initialised again
 	checked time.Time     // when the canary was last asked
 }
 
@@ -130,8 +132,17 @@ func (s *supervisor) healthy() bool {
 	s.checked = time.Now()
 	err := c.checkCanary(ctx)
 	t.noteCanary(err)
+	s.moved = errors.Is(err, errMoved)
 	switch {
 	case t.tripped():
+		return false
+	case s.moved:
+		// The module was initialised again meanwhile, for a neighbour: calls wait for the new connection.
+		t.markLost(c, err)
+		s.drop()
+		return true
+	case err != nil && t.mod.pausedFor() > 0 && t.mod.pausedFor() < reinitPatience:
+		t.pause(c.epoch)
 		return false
 	case err == nil:
 		t.setState(phaseServing, nil, c)
@@ -141,7 +152,7 @@ func (s *supervisor) healthy() bool {
 		t.setState(phaseDown, unavailable("token %q does not answer: the canary's call has not returned from PKCS#11 module %s", t.label, t.mod.path), nil)
 		return false
 	default:
-		t.setState(phaseDown, unavailable("canary of token %q: %w", t.label, err), nil)
+		t.setState(phaseDown, fmt.Errorf("canary of token %q: %w", t.label, asUnavailable(err)), nil)
 		s.drop()
 		return true
 	}
@@ -156,7 +167,7 @@ func (s *supervisor) connect() {
 	err := s.dial()
 	if hanging := t.mod.hanging(); err != nil && mayHeal(err) && hanging > 0 {
 		// Closing the gate would only make the neighbours wait in vain.
-		err = errors.Join(err, fmt.Errorf("%d calls have not returned from PKCS#11 module %s, so it cannot be initialised again; restart the process if they never do", hanging, t.mod.path))
+		err = fmt.Errorf("%w; %d calls have not returned from PKCS#11 module %s, so it cannot be initialised again; restart the process if they never do", err, hanging, t.mod.path)
 	} else if err != nil && mayHeal(err) && s.mayReinit() {
 		t.log.Info("initialising the PKCS#11 module again", "module", t.mod.path, "because", err.Error())
 		epoch, _ := t.mod.now()
@@ -170,7 +181,7 @@ func (s *supervisor) connect() {
 		}
 		t.obs.Initialized(t.label, rerr)
 		if rerr != nil {
-			err = errors.Join(err, rerr)
+			err = fmt.Errorf("%w; %w", err, rerr)
 		} else {
 			err = s.dial()
 		}
@@ -179,8 +190,8 @@ func (s *supervisor) connect() {
 		return
 	}
 	if err != nil {
-		t.setState(phaseDown, unavailable("%w", err), nil)
-		s.backoff = min(max(2*s.backoff, min(backoffMin, t.cfg.HealthInterval)), backoffMax)
+		t.setState(phaseDown, asUnavailable(err), nil)
+		s.backoff = min(max(2*s.backoff, min(backoffMin, t.cfg.HealthInterval)), s.backoffMost())
 		return
 	}
 	s.seen = true
@@ -188,14 +199,18 @@ func (s *supervisor) connect() {
 
 // dial makes a new connection and proves it with the canary.
 func (s *supervisor) dial() error {
-	if err := s.attempt("C_Initialize or C_Login", s.t.dialer(s)); err != nil {
-		return err
+	for {
+		if err := s.attempt("C_Initialize or C_Login", s.t.dialer(s)); err != nil {
+			return err
+		}
+		s.healthy()
+		if s.c != nil {
+			return nil
+		}
+		if !s.moved {
+			return &deviceError{s.t.state.Load().reason}
+		}
 	}
-	s.healthy()
-	if s.c == nil {
-		return &deviceError{s.t.state.Load().reason}
-	}
-	return nil
 }
 
 // attempt runs fn, which may hang in the library, in a goroutine of its own. While it does not return the token is down, and nothing else is
@@ -254,7 +269,7 @@ func (s *supervisor) mayReinit() bool {
 	if time.Now().Before(s.reinitT) {
 		return false
 	}
-	low, most := min(backoffMin, s.t.cfg.HealthInterval), backoffMax
+	low, most := min(backoffMin, s.t.cfg.HealthInterval), s.backoffMost()
 	if s.t.mod.neighbours(s.t) {
 		low, most = 2*time.Second, reinitBackoffMax
 		if !s.seen {
@@ -265,6 +280,9 @@ func (s *supervisor) mayReinit() bool {
 	s.reinitT = time.Now().Add(s.reinit)
 	return true
 }
+
+// backoffMost is the longest pause between attempts: an operator who wants to know the token's health more often also wants it back sooner.
+func (s *supervisor) backoffMost() time.Duration { return min(backoffMax, 20*s.t.cfg.HealthInterval) }
 
 // drop gives the connection up, and waits a little for its workers, so that their sessions are free when the next connection needs them.
 func (s *supervisor) drop() {

@@ -105,17 +105,17 @@ func (w *worker) do(j *job) bool {
 		j.end()
 		return true
 	}
-	w.mu.Lock()
-	w.cur = j
-	w.mu.Unlock()
-
+	w.hold(j)
 	c := w.c
 	err := errMoved
 	full := false
 	if c.m.enter(c.epoch, c.stop) {
 		err = w.serve(j)
-		if w.s == nil && classify(err) == classFull {
-			full, err = w.c.tooMany(err)
+		if w.ln == laneCrypto && w.s == nil && classify(err) == classFull {
+			full, err = c.tooMany(err)
+		}
+		if w.hangs() {
+			w.evict(err) // whatever hung may have left the session in any state
 		}
 		c.m.leave()
 	} else {
@@ -123,21 +123,35 @@ func (w *worker) do(j *job) bool {
 	}
 	j.held = time.Since(j.began)
 	c.t.obs.Call(c.t.label, j.call, codeLabel(err), j.began.Sub(j.queued), j.held)
-
-	w.mu.Lock()
-	w.cur = nil
-	stuck := w.stuck
-	w.stuck = false
-	w.mu.Unlock()
-	if stuck {
-		// Whatever hung may have left the session in any state.
-		w.evict(err)
-	}
+	stuck := w.drop()
 	j.finish(err)
 	if stuck {
 		return c.unstick(w)
 	}
 	return !full
+}
+
+// hold tells what the worker is about to do, so that it can be found to hang.
+func (w *worker) hold(j *job) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.cur = j
+}
+
+// hangs tells whether the worker counts as stuck.
+func (w *worker) hangs() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.stuck
+}
+
+// drop ends what hold began, and tells whether the worker had been counted as stuck.
+func (w *worker) drop() (stuck bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	stuck = w.stuck
+	w.cur, w.stuck = nil, false
+	return stuck
 }
 
 // codeLabel is how an error is counted.
