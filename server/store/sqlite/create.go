@@ -104,7 +104,7 @@ func build(ctx context.Context, path string, o Options, fsys fs.FS) (err error) 
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(f.Chmod(fileMode), f.Close()); err != nil {
+	if err := errors.Join(f.Chmod(fileMode), giveToOwner(f, filepath.Dir(path)), f.Close()); err != nil {
 		return err
 	}
 	db := openWriter(path)

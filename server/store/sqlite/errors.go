@@ -28,6 +28,8 @@ var (
 	ErrNoSpace = errors.New("no space left")
 	// ErrReadOnly: the folder, file or file system cannot be written.
 	ErrReadOnly = errors.New("not writable")
+	// ErrMoved: the database is not where it was opened any more.
+	ErrMoved = errors.New("moved or removed while in use")
 	// ErrClosed: Close was called.
 	ErrClosed = errors.New("store is closed")
 )

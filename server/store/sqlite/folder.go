@@ -69,6 +69,38 @@ func checkMode(what, path string, info fs.FileInfo, want fs.FileMode) error {
 	return nil
 }
 
+// openFile is a file that SQLite has open, as it was when it was opened.
+type openFile struct {
+	path string
+	info fs.FileInfo
+}
+
+// openFiles notes the database at path and its log, which exists while the
+// database is open.
+func openFiles(path string) ([]openFile, error) {
+	var files []openFile
+	for _, p := range []string{path, path + "-wal"} {
+		info, err := os.Lstat(p)
+		if err != nil {
+			return nil, fmt.Errorf("look at the database: %w", err)
+		}
+		files = append(files, openFile{p, info})
+	}
+	return files, nil
+}
+
+// unmoved returns an error where one of the files is not at its path any more.
+// SQLite would go on writing to what no path leads to, and what is written
+// there is lost at the next start.
+func unmoved(files []openFile) error {
+	for _, f := range files {
+		if info, err := os.Lstat(f.path); err != nil || !os.SameFile(info, f.info) {
+			return fmt.Errorf("%q was %w; hint: put back the very same file, or stop this process and restore a backup", f.path, ErrMoved)
+		}
+	}
+	return nil
+}
+
 // makeFolder makes the data folder, or checks the one that is there. It does
 // not make parents: a misspelt path shall not grow a tree.
 func makeFolder(dir string) error {
@@ -132,17 +164,24 @@ func holder(f *os.File) string {
 	return "process " + strconv.Itoa(pid)
 }
 
-// claim notes the pid for those who come later. Where root works on another
-// user's folder the file becomes that user's, who could not lock it otherwise.
+// giveToOwner makes f the file of the user whose folder dir is. Where root
+// works on a folder of the daemon's user, that user could not open it later.
+// SQLite does the same for the files that it makes beside a database.
+func giveToOwner(f *os.File, dir string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return fmt.Errorf("stat %q: %w", dir, err)
+	}
+	return f.Chown(int(st.Uid), int(st.Gid))
+}
+
+// claim notes the pid for those who come later.
 func claim(f *os.File, dir string) error {
-	if os.Geteuid() == 0 {
-		var st unix.Stat_t
-		if err := unix.Stat(dir, &st); err != nil {
-			return fmt.Errorf("stat %q: %w", dir, err)
-		}
-		if err := f.Chown(int(st.Uid), int(st.Gid)); err != nil {
-			return err
-		}
+	if err := giveToOwner(f, dir); err != nil {
+		return err
 	}
 	// The lock holds without the note: a full disk shall not stop a start that
 	// could serve otherwise.

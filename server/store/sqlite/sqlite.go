@@ -15,6 +15,8 @@
 //   - A damaged, foreign or truncated file is refused at Open. A full or failing
 //     disk fails the write, harms nothing that was acknowledged, and when there
 //     is space again writes go on without a restart.
+//   - A database that is moved or removed under the running process is noticed:
+//     writes fail, and go on when it is put back.
 //   - The database can be read with SQLite's own tools: times are UTC integer
 //     microseconds (finer parts are dropped), enums the names of their proto
 //     values, refs hexadecimal. A name that this version does not know is
@@ -85,6 +87,7 @@ type Store struct {
 	turn    chan struct{}
 	busyMax time.Duration // writeBusyMax
 	lock    *folderLock
+	files   []openFile // those whose loss would go unnoticed
 }
 
 var _ kms.Store = (*Store)(nil)
@@ -141,8 +144,12 @@ func openLocked(ctx context.Context, dir string, o Options, fsys fs.FS, lock *fo
 	if err != nil {
 		return nil, errors.Join(err, writer.Close())
 	}
+	files, err := openFiles(path)
+	if err != nil {
+		return nil, errors.Join(err, r.Close(), writer.Close())
+	}
 	o.Logger.InfoContext(ctx, "store opened", "path", path, "instance", r.instance, "schema", len(steps), "schema_before", from)
-	return &Store{Reader: r, writer: writer, turn: make(chan struct{}, 1), busyMax: writeBusyMax, lock: lock}, nil
+	return &Store{Reader: r, writer: writer, turn: make(chan struct{}, 1), busyMax: writeBusyMax, lock: lock, files: files}, nil
 }
 
 // Close waits for the operations under way, ends those that wait for their

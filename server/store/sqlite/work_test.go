@@ -4,7 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -31,7 +33,7 @@ func TestSettings(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer conn.Close() // at the end, so that each round gets another one
+			t.Cleanup(func() { conn.Close() }) // late, so that each round gets another one
 			for _, want := range []map[string]string{common, row.own} {
 				for pragma, value := range want {
 					var got string
@@ -57,6 +59,9 @@ func TestReadable(t *testing.T) {
 	must(t, s.db.QueryRowContext(t.Context(), `SELECT k.spec, k.state, k.created_us, v.ref
 		FROM keys k JOIN key_versions v ON v.key_id = k.id`).Scan(&spec, &state, &created, &ref))
 	want := testKey(0)
+	if got, err := s.Key(t.Context(), want.ID); err != nil || got.Created.Location() != time.UTC {
+		t.Errorf("Key: %v, created %v", err, got.Created)
+	}
 	if spec != "KEY_SPEC_SYMMETRIC_DEFAULT" || state != "KEY_STATE_ENABLED" || created != 1_900_000_000_123_456 || ref != want.Versions[0].Ref.String() {
 		t.Errorf("row: %s, %s, %d, %s", spec, state, created, ref)
 	}
@@ -213,90 +218,61 @@ func TestFailedChangeIsUndone(t *testing.T) {
 	wantN(t, s, 1)
 }
 
-func BenchmarkInsertKey(b *testing.B) {
-	s := newStore(b)
-	n := 0
-	for b.Loop() {
-		if err := s.InsertKey(b.Context(), testKey(n)); err != nil {
-			b.Fatal(err)
-		}
-		n++
-	}
-}
-
-// filled returns a store of n keys, each with two tags, a version, an alias
-// and a seal count, made in one transaction.
-func filled(b *testing.B, n int) *Store {
-	b.Helper()
-	s := newStore(b)
-	err := s.change(b.Context(), func(ctx context.Context, tx *sql.Tx) error {
-		for i := range n {
-			r := testKey(i)
-			names, err := checkedNames(r)
-			if err != nil {
-				return err
-			}
-			if _, err := tx.ExecContext(ctx, `INSERT INTO keys (account, region, key_store, spec, usage, state, description,
-				created_us, deletion_us, pending_window_days, destroying, revision, id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?)`,
-				append(keyValues(r, names), string(r.ID))...); err != nil {
-				return err
-			}
-			if err := insertParts(ctx, tx, r); err != nil {
-				return err
-			}
-			if _, err := tx.ExecContext(ctx, "INSERT INTO aliases VALUES (?, ?, ?, ?, 1, 1, 1)",
-				string(r.Account), string(r.Region), fmt.Sprintf("alias/%d", i), string(r.ID)); err != nil {
-				return err
-			}
-			if _, err := tx.ExecContext(ctx, "INSERT INTO seal_counts VALUES (?, ?, 262144)", r.Versions[0].Ref.String(), string(r.ID)); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		b.Fatal(err)
-	}
-	return s
-}
-
-func BenchmarkSnapshot(b *testing.B) {
-	for _, n := range []int{100, 10_000} {
-		b.Run(fmt.Sprintf("keys=%d", n), func(b *testing.B) {
-			s := filled(b, n)
-			for b.Loop() {
-				snap, err := s.Snapshot(b.Context())
-				if err != nil || len(snap.Keys) != n || len(snap.Aliases) != n {
-					b.Fatal(err)
-				}
-			}
+// TestMoved: files that go while the store is open take no acknowledged write
+// along, and work goes on when they are back.
+func TestMoved(t *testing.T) {
+	for name, move := range map[string]func(dir string) (from, to string){
+		"database": func(dir string) (string, string) { return dir + "/" + fileName, dir + "/elsewhere" },
+		"log":      func(dir string) (string, string) { return dir + "/" + fileName + "-wal", dir + "/elsewhere" },
+		"folder":   func(dir string) (string, string) { return dir, dir + "-elsewhere" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStore(t)
+			insertN(t, s, 1)
+			from, to := move(dirOf(s))
+			must(t, os.Rename(from, to))
+			wantRemedy(t, s.InsertKey(t.Context(), testKey(1)), ErrMoved)
+			wantN(t, s, 1) // reads go on
+			must(t, os.Rename(to, from))
+			must(t, s.InsertKey(t.Context(), testKey(1)))
+			wantN(t, s, 2)
+			must(t, s.Close())
+			wantN(t, mustOpen(t, dirOf(s)), 2)
 		})
 	}
-}
-
-// BenchmarkOpen is what a start pays, the check of the file included.
-func BenchmarkOpen(b *testing.B) {
-	const n = 10_000
-	b.Run(fmt.Sprintf("keys=%d", n), func(b *testing.B) {
-		s := filled(b, n)
-		must(b, s.Close())
-		for b.Loop() {
-			s, err := Open(b.Context(), dirOf(s), Options{})
-			if err != nil {
-				b.Fatal(err)
-			}
-			must(b, s.Close())
-		}
+	t.Run("another in its place", func(t *testing.T) {
+		s := newStore(t)
+		insertN(t, s, 1)
+		b := read(t, s.Path())
+		must(t, os.Rename(s.Path(), s.Path()+".old"))
+		must(t, os.WriteFile(s.Path(), b, fileMode))
+		wantRemedy(t, s.InsertKey(t.Context(), testKey(1)), ErrMoved)
+		must(t, os.Rename(s.Path()+".old", s.Path()))
+		must(t, s.InsertKey(t.Context(), testKey(1)))
 	})
 }
 
-func BenchmarkLeaseSeals(b *testing.B) {
-	s := newStore(b)
-	insertN(b, s, 1)
-	ref := testKey(0).Versions[0].Ref
-	for b.Loop() {
-		if _, _, err := s.LeaseSeals(b.Context(), ref, 1, 1<<62); err != nil {
-			b.Fatal(err)
+// TestRootWorksForOwner: what root makes in the daemon's folder is the
+// daemon's.
+func TestRootWorksForOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+	const owner = 54321
+	dir := filepath.Join(t.TempDir(), "data")
+	must(t, os.Mkdir(dir, 0o700))
+	must(t, os.Chown(dir, owner, owner))
+	s, err := Create(t.Context(), dir, Options{})
+	must(t, err)
+	defer s.Close()
+	insertN(t, s, 1)
+	entries, err := os.ReadDir(dir)
+	must(t, err)
+	for _, e := range entries {
+		var st syscall.Stat_t
+		must(t, syscall.Stat(filepath.Join(dir, e.Name()), &st))
+		if st.Uid != owner || st.Gid != owner {
+			t.Errorf("%s is of %d:%d", e.Name(), st.Uid, st.Gid)
 		}
 	}
 }

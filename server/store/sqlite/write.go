@@ -16,6 +16,10 @@ import (
 // change runs fn in the one write transaction that there is at a time, and
 // commits. It waits for its turn as long as ctx lets it; once begun it runs to
 // its end, so that a ctx that ends never leaves the outcome unknown.
+//
+// A write that failed is not there afterwards, with one exception: where the
+// disk failed while it synced, and the process is killed before another write
+// came through, the failed one may be there after the restart.
 func (s *Store) change(ctx context.Context, fn func(ctx context.Context, tx *sql.Tx) error) error {
 	leave, err := s.gate.enter()
 	if err != nil {
@@ -35,10 +39,17 @@ func (s *Store) change(ctx context.Context, fn func(ctx context.Context, tx *sql
 		return err
 	}
 	defer tx.Rollback() // after Commit it does nothing
+	if err := unmoved(s.files); err != nil {
+		return err
+	}
 	if err := fn(context.WithoutCancel(ctx), tx); err != nil {
 		return explain(s.path, err)
 	}
-	return explain(s.path, tx.Commit())
+	if err := tx.Commit(); err != nil {
+		return explain(s.path, err)
+	}
+	// Again, so that nothing is acknowledged that went nowhere.
+	return unmoved(s.files)
 }
 
 // begin starts a transaction with SQLite's write lock, which only a foreign

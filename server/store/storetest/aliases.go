@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"math"
+	"slices"
 	"strings"
 	"testing"
 
@@ -9,6 +10,10 @@ import (
 )
 
 func aliasPromises() []promise {
+	return slices.Concat(insertAliasPromises(), changeAliasPromises())
+}
+
+func insertAliasPromises() []promise {
 	return []promise{
 		{"comes back, at revision 1", func(t *testing.T, s kms.Store) {
 			r := insertKey(t, s, newKey(t))
@@ -47,6 +52,25 @@ func aliasPromises() []promise {
 			wantErr(t, "InsertAlias", s.InsertAlias(t.Context(), newAlias("alias/a", newID(t))), kms.ErrNotFound)
 			wantAliases(t, s)
 		}},
+		{"records that break their documentation are refused", func(t *testing.T, s kms.Store) {
+			r := insertKey(t, s, newKey(t))
+			for name, spoil := range map[string]func(a *kms.AliasRecord){
+				"no name":    func(a *kms.AliasRecord) { a.Name = "" },
+				"no account": func(a *kms.AliasRecord) { a.Account = "" },
+				"no region":  func(a *kms.AliasRecord) { a.Region = "" },
+				"no key":     func(a *kms.AliasRecord) { a.KeyID = "" },
+			} {
+				a := newAlias("alias/a", r.ID)
+				spoil(a)
+				wantRefused(t, "InsertAlias: "+name, s.InsertAlias(t.Context(), a))
+			}
+			wantAliases(t, s)
+		}},
+	}
+}
+
+func changeAliasPromises() []promise {
+	return []promise{
 		{"update replaces key and time, nothing else", func(t *testing.T, s kms.Store) {
 			r, other := insertKey(t, s, newKey(t)), insertKey(t, s, newKey(t))
 			a := insertAlias(t, s, newAlias("alias/a", r.ID))
@@ -105,20 +129,6 @@ func aliasPromises() []promise {
 			wantErr(t, "DeleteAlias, again", s.DeleteAlias(t.Context(), a), kms.ErrNotFound)
 			wantAliases(t, s, b)
 			wantKeys(t, s, r)
-		}},
-		{"records that break their documentation are refused", func(t *testing.T, s kms.Store) {
-			r := insertKey(t, s, newKey(t))
-			for name, spoil := range map[string]func(a *kms.AliasRecord){
-				"no name":    func(a *kms.AliasRecord) { a.Name = "" },
-				"no account": func(a *kms.AliasRecord) { a.Account = "" },
-				"no region":  func(a *kms.AliasRecord) { a.Region = "" },
-				"no key":     func(a *kms.AliasRecord) { a.KeyID = "" },
-			} {
-				a := newAlias("alias/a", r.ID)
-				spoil(a)
-				wantRefused(t, "InsertAlias: "+name, s.InsertAlias(t.Context(), a))
-			}
-			wantAliases(t, s)
 		}},
 	}
 }

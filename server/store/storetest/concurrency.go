@@ -35,70 +35,76 @@ func concurrencyPromises() []promise {
 			}
 		}},
 		{"64 writers that try again get through, one a revision", retryingWriters},
-		{"of 64 inserts of one name exactly one wins", func(t *testing.T, s kms.Store) {
-			r := insertKey(t, s, newKey(t))
-			var mu sync.Mutex
-			won := 0
-			all(t, func(int) error {
-				err := s.InsertAlias(t.Context(), newAlias("alias/a", r.ID))
-				if errors.Is(err, kms.ErrExists) {
-					return nil
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				won++
-				return err
-			})
-			if won != 1 {
-				t.Errorf("%d won", won)
-			}
-		}},
-		{"of 64 deletes exactly one wins", func(t *testing.T, s kms.Store) {
-			r := insertKey(t, s, newKey(t))
-			var mu sync.Mutex
-			won := 0
-			all(t, func(int) error {
-				err := s.DeleteKey(t.Context(), r.ID, r.Revision)
-				if errors.Is(err, kms.ErrNotFound) {
-					return nil
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				won++
-				return err
-			})
-			if won != 1 {
-				t.Errorf("%d won", won)
-			}
-			wantKeys(t, s)
-		}},
+		{"of 64 inserts of one name exactly one wins", oneInsertWins},
+		{"of 64 deletes exactly one wins", oneDeleteWins},
 		{"no seal is leased twice", disjointLeases},
 		{"a snapshot shows writes in their order, and none by half", consistentSnapshots},
 		{"a snapshot has the key of every alias", wholeSnapshots},
-		{"what a write returned is seen by the next read", func(t *testing.T, s kms.Store) {
-			all(t, func(i int) error {
-				r := newKey(t)
-				r.Description = strconv.Itoa(i)
-				if err := s.InsertKey(t.Context(), r); err != nil {
-					return err
-				}
-				for gen := range 3 {
-					r.Description = fmt.Sprint(i, " ", gen)
-					if err := s.UpdateKey(t.Context(), r); err != nil {
-						return err
-					}
-					got, err := s.Key(t.Context(), r.ID)
-					if err != nil {
-						return err
-					}
-					if got.Description != r.Description || got.Revision != r.Revision {
-						return fmt.Errorf("read %q at %d after %q at %d", got.Description, got.Revision, r.Description, r.Revision)
-					}
-				}
-				return nil
-			})
-		}},
+		{"what a write returned is seen by the next read", readsFollowWrites},
 	}
+}
+
+func oneInsertWins(t *testing.T, s kms.Store) {
+	r := insertKey(t, s, newKey(t))
+	var mu sync.Mutex
+	won := 0
+	all(t, func(int) error {
+		err := s.InsertAlias(t.Context(), newAlias("alias/a", r.ID))
+		if errors.Is(err, kms.ErrExists) {
+			return nil
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		won++
+		return err
+	})
+	if won != 1 {
+		t.Errorf("%d won", won)
+	}
+}
+
+func oneDeleteWins(t *testing.T, s kms.Store) {
+	r := insertKey(t, s, newKey(t))
+	var mu sync.Mutex
+	won := 0
+	all(t, func(int) error {
+		err := s.DeleteKey(t.Context(), r.ID, r.Revision)
+		if errors.Is(err, kms.ErrNotFound) {
+			return nil
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		won++
+		return err
+	})
+	if won != 1 {
+		t.Errorf("%d won", won)
+	}
+	wantKeys(t, s)
+}
+
+func readsFollowWrites(t *testing.T, s kms.Store) {
+	all(t, func(i int) error {
+		r := newKey(t)
+		r.Description = strconv.Itoa(i)
+		if err := s.InsertKey(t.Context(), r); err != nil {
+			return err
+		}
+		for gen := range 3 {
+			r.Description = fmt.Sprint(i, " ", gen)
+			if err := s.UpdateKey(t.Context(), r); err != nil {
+				return err
+			}
+			got, err := s.Key(t.Context(), r.ID)
+			if err != nil {
+				return err
+			}
+			if got.Description != r.Description || got.Revision != r.Revision {
+				return fmt.Errorf("read %q at %d after %q at %d", got.Description, got.Revision, r.Description, r.Revision)
+			}
+		}
+		return nil
+	})
 }
 
 // all runs fn in 64 goroutines that start together.

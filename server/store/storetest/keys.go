@@ -3,6 +3,7 @@ package storetest
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,7 +13,11 @@ import (
 )
 
 func insertKeyPromises() []promise {
-	return append(roundTrips(), []promise{
+	return slices.Concat(roundTrips(), newRecordPromises(), readKeyPromises())
+}
+
+func newRecordPromises() []promise {
+	return []promise{
 		{"the revision is 1 afterwards", func(t *testing.T, s kms.Store) {
 			if r := insertKey(t, s, newKey(t)); r.Revision != 1 {
 				t.Errorf("Revision = %d", r.Revision)
@@ -57,6 +62,19 @@ func insertKeyPromises() []promise {
 			}
 			wantKeys(t, s)
 		}},
+		{"records that break their documentation are refused", func(t *testing.T, s kms.Store) {
+			for name, spoil := range spoilers() {
+				r := newKey(t)
+				spoil(r)
+				wantRefused(t, "InsertKey: "+name, s.InsertKey(t.Context(), r))
+			}
+			wantKeys(t, s)
+		}},
+	}
+}
+
+func readKeyPromises() []promise {
+	return []promise{
 		{"the store shares nothing with its callers", func(t *testing.T, s kms.Store) {
 			r := insertKey(t, s, newKey(t))
 			want := r.Clone()
@@ -77,15 +95,7 @@ func insertKeyPromises() []promise {
 			_, err = s.Key(t.Context(), "")
 			wantErr(t, "Key of no id", err, kms.ErrNotFound)
 		}},
-		{"records that break their documentation are refused", func(t *testing.T, s kms.Store) {
-			for name, spoil := range spoilers() {
-				r := newKey(t)
-				spoil(r)
-				wantRefused(t, "InsertKey: "+name, s.InsertKey(t.Context(), r))
-			}
-			wantKeys(t, s)
-		}},
-	}...)
+	}
 }
 
 // scribble changes all that r refers to.
@@ -198,6 +208,11 @@ func creating(r *kms.KeyRecord) *kms.KeyRecord {
 }
 
 func updateKeyPromises() []promise {
+	return slices.Concat(swapPromises(), keptPromises())
+}
+
+// swapPromises: an update happens as a whole, or not at all.
+func swapPromises() []promise {
 	return []promise{
 		{"the record, its tags and versions are replaced", func(t *testing.T, s kms.Store) {
 			other := insertKey(t, s, newKey(t))
@@ -259,6 +274,12 @@ func updateKeyPromises() []promise {
 			wantErr(t, "UpdateKey", s.UpdateKey(t.Context(), bad), kms.ErrExists)
 			wantKeys(t, s, owner, thief)
 		}},
+	}
+}
+
+// keptPromises: what an update leaves as it was.
+func keptPromises() []promise {
+	return []promise{
 		{"aliases and seal counts stay", func(t *testing.T, s kms.Store) {
 			r := insertKey(t, s, newKey(t))
 			a := insertAlias(t, s, newAlias("alias/a", r.ID))
