@@ -54,7 +54,7 @@ func (t *Token) Generate(ctx context.Context, req GenerateRequest) (*Attestation
 		return b.attestation, nil
 	}
 	if b.giveUp() {
-		t.destroyLater(ctx, req)
+		t.destroyLater(ctx, req) // there is or may be something in the token
 	}
 	return nil, err
 }
@@ -84,38 +84,45 @@ type birth struct {
 	caps        *Capabilities
 	attestation *Attestation // to be read after manage returned nil
 
-	mu        sync.Mutex
-	delivered bool // the key is whole
-	gaveUp    bool // nobody waits for it any more
+	mu     sync.Mutex
+	began  bool // the token was asked: it may have made the key, whatever it answered
+	gaveUp bool // nobody waits for the key any more
 }
 
 // deliver tells whether somebody still wants the key.
 func (b *birth) deliver() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.delivered = !b.gaveUp && b.ctx.Err() == nil
-	return b.delivered
+	return !b.gaveUp && b.ctx.Err() == nil
 }
 
-// giveUp tells whether the key is there already. If not, the worker will destroy it by itself.
+// begin notes that the token is about to be asked, unless nobody waits any more.
+func (b *birth) begin() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.began = !b.gaveUp && b.ctx.Err() == nil
+	return b.began
+}
+
+// giveUp tells whether something may be in the token that has to be destroyed. If not, nothing will be.
 func (b *birth) giveUp() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.gaveUp = true
-	return b.delivered
+	return b.began
 }
 
 // run makes the key, on the session of manage: alone among all that create, find and destroy token objects.
 func (b *birth) run(s *session) error {
-	if b.ctx.Err() != nil {
-		return ended(b.ctx, "Generate")
-	}
 	found, err := s.find([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_ID, b.req.ID)}, 1)
 	if err != nil {
 		return err
 	}
 	if len(found) > 0 {
 		return fmt.Errorf("%w: CKA_ID %x is taken", ErrDuplicate, b.req.ID)
+	}
+	if !b.begin() {
+		return ended(b.ctx, "Generate")
 	}
 	secret, public, err := b.generate(s)
 	if err != nil {
@@ -148,7 +155,7 @@ func (b *birth) prove(s *session, secret, public pkcs11.ObjectHandle) error {
 	return nil
 }
 
-// undo destroys what generate made. If the session cannot do it any more the caller's next Destroy will.
+// undo destroys what generate made, at once and on the same session. If that fails destroyLater tries again on another.
 func (b *birth) undo(s *session, secret, public pkcs11.ObjectHandle) error {
 	s.forget(b.req.ID)
 	var errs []error
@@ -159,11 +166,6 @@ func (b *birth) undo(s *session, secret, public pkcs11.ObjectHandle) error {
 		if err := s.p.DestroyObject(s.h, h); err != nil {
 			errs = append(errs, s.fail("C_DestroyObject", err))
 		}
-	}
-	if len(errs) > 0 {
-		b.mu.Lock()
-		b.delivered = true // so that the caller, if it is still there, tries on another session
-		b.mu.Unlock()
 	}
 	return errors.Join(errs...)
 }

@@ -1,0 +1,220 @@
+package hsm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/keyhold/keyhold/hsm/hsmtest/fault"
+)
+
+// count returns how many token objects there are.
+func count(t *testing.T, tok *Token) int {
+	t.Helper()
+	objects, err := tok.Objects(ctx(t))
+	check(t, err)
+	return len(objects)
+}
+
+// TestGenerateFaults lets each call of a generation fail, before and after it
+// has done its work. Whatever happens, either the key is whole and works, or
+// nothing of it is left.
+func TestGenerateFaults(t *testing.T) {
+	w := newWorld(t, true)
+	cfg := w.token("alpha")
+	cfg.HealthInterval = time.Hour // the canary would meet the faults
+	tok := w.ready(cfg)
+	n := 0
+	for _, spec := range []KeySpec{AES256, HMAC256, P256, Ed25519} {
+		info, _ := spec.info()
+		calls := []string{"C_FindObjectsInit", "C_FindObjects", "C_FindObjectsFinal", "C_GetAttributeValue"}
+		switch {
+		case info.asymmetric():
+			calls = append(calls, "C_GenerateKeyPair", "C_SignInit", "C_Sign")
+		case spec == AES256:
+			calls = append(calls, "C_GenerateKey", "C_EncryptInit", "C_Encrypt", "C_DecryptInit", "C_Decrypt")
+		default:
+			calls = append(calls, "C_GenerateKey", "C_SignInit", "C_Sign")
+		}
+		for _, call := range calls {
+			for _, after := range []bool{false, true} {
+				// None of these makes the supervisor ask the canary, which would meet the next fault.
+				for _, rv := range []uint{pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_ARGUMENTS_BAD} {
+					n++
+					name := fmt.Sprintf("%s %s after=%t %s", spec, call, after, CodeName(rv))
+					before := count(t, tok)
+					w.fault.Set(t, call, fault.Fault{RV: rv, After: after, Times: 1})
+					req := GenerateRequest{Spec: spec, Purpose: spec.Purposes()[0], ID: fmt.Appendf(nil, "key %d", n), Label: "label"}
+					_, err := tok.Generate(ctx(t), req)
+					w.fault.ClearAll()
+					if err == nil {
+						check(t, tok.Destroy(ctx(t), req.ID, req.Label))
+						t.Errorf("%s: Generate succeeded", name)
+						continue
+					}
+					if errors.Is(err, ErrDuplicate) || errors.Is(err, ErrInvalidInput) {
+						t.Errorf("%s: Generate = %v", name, err)
+					}
+					if after := count(t, tok); after != before {
+						t.Errorf("%s: %d objects before, %d after", name, before, after)
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestGenerateDeviceError: the same for a token that may be broken, and is asked
+// whether it is.
+func TestGenerateDeviceError(t *testing.T) {
+	for _, after := range []bool{false, true} {
+		w := newWorld(t, true)
+		cfg := w.token("alpha")
+		cfg.HealthInterval = time.Hour
+		tok := w.ready(cfg)
+		before := count(t, tok)
+		w.fault.Set(t, "C_GenerateKeyPair", fault.Fault{RV: pkcs11.CKR_DEVICE_ERROR, After: after, Times: 1})
+		_, err := tok.Generate(ctx(t), GenerateRequest{Spec: P256, Purpose: PurposeSign, ID: []byte("key"), Label: "label"})
+		wantErr(t, "Generate", err, ErrUnavailable)
+		if got := count(t, tok); got != before {
+			t.Errorf("after=%t: %d objects before, %d after", after, before, got)
+		}
+	}
+}
+
+// TestGenerateUndoFails: the pairwise test fails and so does the first attempt
+// to destroy; the second one, on another session, does not.
+func TestGenerateUndoFails(t *testing.T) {
+	w := newWorld(t, true)
+	cfg := w.token("alpha")
+	cfg.HealthInterval = time.Hour
+	tok := w.ready(cfg)
+	before := count(t, tok)
+	w.fault.Set(t, "C_Sign", fault.Fault{RV: pkcs11.CKR_FUNCTION_FAILED, Times: 1})
+	w.fault.Set(t, "C_DestroyObject", fault.Fault{RV: pkcs11.CKR_ARGUMENTS_BAD, Times: 2})
+	_, err := tok.Generate(ctx(t), GenerateRequest{Spec: P256, Purpose: PurposeSign, ID: []byte("key"), Label: "label"})
+	if err == nil {
+		t.Fatal("Generate succeeded")
+	}
+	w.fault.ClearAll()
+	if after := count(t, tok); after != before {
+		t.Errorf("%d objects before, %d after", before, after)
+	}
+}
+
+// TestGenerateAbandoned: the library hangs, the caller goes at its deadline, and
+// what the library makes in the end is destroyed.
+func TestGenerateAbandoned(t *testing.T) {
+	w := newWorld(t, true)
+	cfg := w.token("alpha")
+	cfg.HealthInterval = time.Hour
+	tok := w.ready(cfg)
+	before := count(t, tok)
+	for _, call := range []string{"C_GenerateKeyPair", "C_Sign", "C_GetAttributeValue"} {
+		made := w.fault.Calls(t, "C_GenerateKeyPair")
+		w.fault.Hang(t, call)
+		_, err := tok.Generate(short(t, 200*time.Millisecond), GenerateRequest{Spec: P256, Purpose: PurposeSign, ID: []byte("key"), Label: "label"})
+		wantErr(t, call, err, context.DeadlineExceeded)
+		w.fault.ClearAll()
+		until(t, "the key is made, and gone", func() bool {
+			if w.fault.Calls(t, "C_GenerateKeyPair") == made {
+				return false
+			}
+			objects, err := tok.Objects(ctx(t))
+			return err == nil && len(objects) == before
+		})
+	}
+}
+
+// TestAttestationProven: each custody attribute counts.
+func TestAttestationProven(t *testing.T) {
+	good := Attestation{Sensitive: true, AlwaysSensitive: true, NeverExtractable: true, Local: true, Private: true, MechanismsLocked: true, Modifiable: true}
+	check(t, good.proven())
+	for name, change := range map[string]func(*Attestation){
+		"not sensitive":         func(a *Attestation) { a.Sensitive = false },
+		"once not sensitive":    func(a *Attestation) { a.AlwaysSensitive = false },
+		"extractable":           func(a *Attestation) { a.Extractable = true },
+		"once extractable":      func(a *Attestation) { a.NeverExtractable = false },
+		"not made in the token": func(a *Attestation) { a.Local = false },
+		"not private":           func(a *Attestation) { a.Private = false },
+		"modifiable, not bound": func(a *Attestation) { a.MechanismsLocked = false },
+	} {
+		a := good
+		change(&a)
+		wantErr(t, name, a.proven(), ErrCustody)
+	}
+	unbound := good
+	unbound.MechanismsLocked, unbound.Modifiable = false, false
+	check(t, unbound.proven())
+}
+
+// TestTemplates: where ALLOWED_MECHANISMS is not enforced keys are not
+// modifiable, and nobody gets a usage too many.
+func TestTemplates(t *testing.T) {
+	flags := map[uint]string{
+		pkcs11.CKA_ENCRYPT: "encrypt", pkcs11.CKA_DECRYPT: "decrypt", pkcs11.CKA_SIGN: "sign", pkcs11.CKA_VERIFY: "verify",
+		pkcs11.CKA_WRAP: "wrap", pkcs11.CKA_UNWRAP: "unwrap", pkcs11.CKA_DERIVE: "derive",
+	}
+	want := map[Purpose]string{PurposeSeal: "decrypt encrypt", PurposeDecrypt: "decrypt", PurposeSign: "sign", PurposeMAC: "sign", PurposeDerive: "derive"}
+	for _, enforced := range []bool{true, false} {
+		caps := &Capabilities{AllowedMechanismsEnforced: enforced, OAEPSHA1: oaepInToken, OAEPSHA256: oaepOnHost}
+		for _, spec := range KeySpecs() {
+			info, _ := spec.info()
+			for _, purpose := range spec.Purposes() {
+				private, public := templates(GenerateRequest{Spec: spec, Purpose: purpose, ID: []byte("id"), Label: "label"}, info, caps, true)
+				if got := usages(private, flags); got != want[purpose] {
+					t.Errorf("%s for %s: private object may %q, want %q", spec, purpose, got, want[purpose])
+				}
+				if wantPublic := map[Purpose]string{PurposeDecrypt: "encrypt", PurposeSign: "verify"}[purpose]; usages(public, flags) != wantPublic && info.asymmetric() {
+					t.Errorf("%s for %s: public object may %q, want %q", spec, purpose, usages(public, flags), wantPublic)
+				}
+				if got := has(private, pkcs11.CKA_ALLOWED_MECHANISMS); got != enforced {
+					t.Errorf("%s: CKA_ALLOWED_MECHANISMS in the template: %t, want %t", spec, got, enforced)
+				}
+				if got := has(private, pkcs11.CKA_MODIFIABLE); got == enforced {
+					t.Errorf("%s: CKA_MODIFIABLE=false in the template: %t, want %t", spec, got, !enforced)
+				}
+				if len(allowedMechanisms(info, purpose, caps)) == 0 {
+					t.Errorf("%s for %s: no mechanism is allowed", spec, purpose)
+				}
+			}
+		}
+	}
+	rsa, _ := RSA2048.info()
+	for _, tc := range []struct {
+		sha1, sha256 string
+		want         int
+	}{{oaepInToken, oaepInToken, 1}, {oaepInToken, oaepOnHost, 2}, {oaepOnHost, oaepOnHost, 1}} {
+		if got := allowedMechanisms(rsa, PurposeDecrypt, &Capabilities{OAEPSHA1: tc.sha1, OAEPSHA256: tc.sha256}); len(got) != tc.want {
+			t.Errorf("OAEP in %s and %s: mechanisms %#x, want %d", tc.sha1, tc.sha256, got, tc.want)
+		}
+	}
+}
+
+func usages(template []*pkcs11.Attribute, flags map[uint]string) string {
+	var all string
+	for _, flag := range []uint{pkcs11.CKA_DECRYPT, pkcs11.CKA_DERIVE, pkcs11.CKA_ENCRYPT, pkcs11.CKA_SIGN, pkcs11.CKA_UNWRAP, pkcs11.CKA_VERIFY, pkcs11.CKA_WRAP} {
+		for _, a := range template {
+			if a.Type == flag && len(a.Value) == 1 && a.Value[0] == 1 {
+				if all != "" {
+					all += " "
+				}
+				all += flags[flag]
+			}
+		}
+	}
+	return all
+}
+
+func has(template []*pkcs11.Attribute, attribute uint) bool {
+	for _, a := range template {
+		if a.Type == attribute {
+			return true
+		}
+	}
+	return false
+}
