@@ -61,7 +61,8 @@ func parseMarker(marker *string, kind string) (string, error) {
 	}
 	b, err := base64.RawURLEncoding.DecodeString(*marker)
 	last, ok := strings.CutPrefix(string(b), kind)
-	if err != nil || !ok || last == "" {
+	// Base64 has several spellings of the same bytes; ours is the one accepted.
+	if err != nil || !ok || last == "" || formatMarker(kind, last) != *marker {
 		return "", errorf(CodeInvalidMarker, "Invalid marker.")
 	}
 	return last, nil

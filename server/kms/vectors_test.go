@@ -42,7 +42,7 @@ type ciphertextVectors struct {
 	}
 }
 
-func readVectors(t *testing.T) ciphertextVectors {
+func readVectors(t testing.TB) ciphertextVectors {
 	t.Helper()
 	text, err := os.ReadFile("testdata/ciphertext-vectors.json")
 	if err != nil {
