@@ -17,7 +17,7 @@ import (
 
 func (s *suite) generate(t *testing.T) {
 	for _, spec := range s.caps.Specs {
-		for _, purpose := range spec.Purposes() {
+		for _, purpose := range s.purposes(spec) {
 			t.Run(spec.String()+"/"+purpose.String(), func(t *testing.T) {
 				_, got := s.key(t, spec, purpose)
 				want := &hsm.Attestation{
@@ -49,7 +49,7 @@ func (s *suite) generate(t *testing.T) {
 
 func (s *suite) generateRefuses(t *testing.T) {
 	spec := s.caps.Specs[0]
-	purpose := spec.Purposes()[0]
+	purpose := s.purposes(spec)[0]
 	good := hsm.GenerateRequest{Spec: spec, Purpose: purpose, ID: ID(t.Name()), Label: Label(t.Name())}
 	for name, tc := range map[string]struct {
 		change func(*hsm.GenerateRequest)
@@ -86,7 +86,7 @@ func (s *suite) generateRefuses(t *testing.T) {
 	taken := ID(t.Name() + "/" + spec.String() + "/" + purpose.String())
 	before := s.list(t)
 	for _, other := range s.caps.Specs {
-		_, err := s.token.Generate(t.Context(), hsm.GenerateRequest{Spec: other, Purpose: other.Purposes()[0], ID: taken, Label: "another label"})
+		_, err := s.token.Generate(t.Context(), hsm.GenerateRequest{Spec: other, Purpose: s.purposes(other)[0], ID: taken, Label: "another label"})
 		if !errors.Is(err, hsm.ErrDuplicate) {
 			t.Errorf("%s with an id that is taken: Generate = %v, want ErrDuplicate", other, err)
 		}
@@ -123,7 +123,7 @@ func (s *suite) objects(t *testing.T) {
 		if spec == hsm.RSA3072 || spec == hsm.RSA4096 {
 			continue // as RSA2048, and slow
 		}
-		purpose := spec.Purposes()[0]
+		purpose := s.purposes(spec)[0]
 		_, a := s.key(t, spec, purpose)
 		line := " " + string(a.ID) + " " + a.Label
 		if a.PublicKey == nil {
@@ -144,7 +144,7 @@ func (s *suite) destroy(t *testing.T) {
 			continue
 		}
 		t.Run(spec.String(), func(t *testing.T) {
-			purpose := spec.Purposes()[0]
+			purpose := s.purposes(spec)[0]
 			before := s.list(t)
 			key, a := s.key(t, spec, purpose)
 			if err := use(t.Context(), key, spec, purpose); err != nil {
@@ -210,7 +210,7 @@ func (s *suite) publicKey(t *testing.T) {
 			continue
 		}
 		t.Run(spec.String(), func(t *testing.T) {
-			key, a := s.key(t, spec, spec.Purposes()[0])
+			key, a := s.key(t, spec, s.purposes(spec)[0])
 			got, err := key.PublicKey(t.Context())
 			if err != nil || !bytes.Equal(got, a.PublicKey) {
 				t.Fatalf("PublicKey = %x, %v, want %x", got, err, a.PublicKey)
@@ -274,7 +274,7 @@ func (s *suite) context(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	spec := s.caps.Specs[0]
-	purpose := spec.Purposes()[0]
+	purpose := s.purposes(spec)[0]
 	key, a := s.key(t, spec, purpose)
 	_, randomErr := s.token.Random(ended, 1)
 	_, objectsErr := s.token.Objects(ended)
@@ -307,7 +307,7 @@ func (s *suite) reopen(t *testing.T) {
 			continue
 		}
 		name := t.Name() + "/" + spec.String()
-		purpose := spec.Purposes()[0]
+		purpose := s.purposes(spec)[0]
 		a, err := s.token.Generate(t.Context(), hsm.GenerateRequest{Spec: spec, Purpose: purpose, ID: ID(name), Label: Label(name)})
 		if err != nil {
 			t.Fatalf("generate %s: %v", spec, err)

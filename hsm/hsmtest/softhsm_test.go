@@ -3,8 +3,11 @@ package hsmtest_test
 import (
 	"testing"
 
+	"github.com/miekg/pkcs11"
+
 	"github.com/keyhold/keyhold/hsm"
 	"github.com/keyhold/keyhold/hsm/hsmtest"
+	"github.com/keyhold/keyhold/hsm/hsmtest/fault"
 )
 
 // TestSoftHSM runs the conformance suite on SoftHSM.
@@ -22,4 +25,20 @@ func TestSoftHSM(t *testing.T) {
 		token = f.Open(t)
 		return token
 	}, caps)
+}
+
+// TestLesserToken runs the suite on a token that can do less: no key pairs, and
+// no copies into a session. What it lacks is data, and the rest must hold.
+func TestLesserToken(t *testing.T) {
+	library := fault.New(t, hsmtest.Library(t))
+	library.Fail(t, "C_GenerateKeyPair", pkcs11.CKR_MECHANISM_INVALID, 0)
+	library.Fail(t, "C_CopyObject", pkcs11.CKR_FUNCTION_NOT_SUPPORTED, 0)
+	f := hsmtest.NewAt(t, t.TempDir(), library.Path)
+	caps := hsmtest.SoftHSM()
+	caps.Specs = []hsm.KeySpec{hsm.AES256, hsm.HMAC224, hsm.HMAC256, hsm.HMAC384, hsm.HMAC512}
+	caps.SessionCopies, caps.OAEPSHA1, caps.OAEPSHA256 = false, "", ""
+	hsmtest.Test(t, func(t testing.TB) *hsm.Token { return f.Open(t) }, caps)
+	for _, v := range library.Violations() {
+		t.Errorf("violation: %s", v)
+	}
 }
