@@ -138,6 +138,8 @@ func (c Config) withDefaults() (Config, error) {
 // Check returns nil where Open would accept the configuration, else what is wrong and how to mend it. It touches nothing that the
 // configuration names.
 func (c Config) Check() error {
-	_, err := c.withDefaults()
-	return err
+	if _, err := c.withDefaults(); err != nil {
+		return err
+	}
+	return c.PIN.check()
 }

@@ -99,6 +99,7 @@ func TestSyncedFiles(t *testing.T) {
 func TestSyncFails(t *testing.T) {
 	w := newWorld(t, true)
 	tok := w.ready(w.token("alpha"))
+	aesKey(t, tok, "old")
 	r := record(tok)
 	r.mu.Lock()
 	r.fail = errors.New("input/output error")
@@ -107,7 +108,7 @@ func TestSyncFails(t *testing.T) {
 	if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "durable") {
 		t.Fatalf("generate: %v", err)
 	}
-	wantErr(t, "destroy", tok.Destroy(ctx(t), []byte(canaryLabel), canaryLabel), ErrUnavailable)
+	wantErr(t, "destroy", tok.Destroy(ctx(t), []byte("old"), "label of old"), ErrUnavailable)
 	r.mu.Lock()
 	r.fail = nil
 	r.mu.Unlock()

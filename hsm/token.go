@@ -55,11 +55,11 @@ func Open(cfg Config, opts Options) (*Token, error) {
 
 // newToken makes a token without a supervisor, and counts it as a user of its module.
 func newToken(cfg Config, opts Options) (*Token, error) {
-	cfg, err := cfg.withDefaults()
-	if err != nil {
+	if err := cfg.Check(); err != nil {
 		return nil, err
 	}
-	if err := cfg.PIN.check(); err != nil {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
 		return nil, err
 	}
 	t := &Token{
