@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"cmp"
 	"context"
 	"encoding/asn1"
 	"errors"
@@ -48,7 +49,7 @@ func (t *Token) Generate(ctx context.Context, req GenerateRequest) (*Attestation
 	if err := caps.CanGenerate(req.Spec, req.Purpose); err != nil {
 		return nil, err
 	}
-	b := &birth{ctx: ctx, req: req, info: info, caps: caps}
+	b := &birth{over: ctx.Err, req: req, info: info, caps: caps}
 	err = t.manage(ctx, "Generate", b.run)
 	if err == nil {
 		return b.attestation, nil
@@ -67,7 +68,7 @@ func (t *Token) destroyLater(ctx context.Context, req GenerateRequest) {
 		defer close(done)
 		err := t.Destroy(context.WithoutCancel(ctx), req.ID, req.Label) // bounded by GenerateTimeout
 		if err != nil && !errors.Is(err, ErrKeyNotFound) {
-			t.log.Warn("an unfinished key stays in the token", "id", fmt.Sprintf("%x", req.ID), "label", req.Label, "err", err)
+			t.log.WarnContext(ctx, "an unfinished key stays in the token", "id", fmt.Sprintf("%x", req.ID), "label", req.Label, "err", err)
 		}
 	}()
 	select {
@@ -78,7 +79,7 @@ func (t *Token) destroyLater(ctx context.Context, req GenerateRequest) {
 
 // birth is one generation on its way through the worker that does it.
 type birth struct {
-	ctx         context.Context
+	over        func() error // the caller's ctx.Err
 	req         GenerateRequest
 	info        specInfo
 	caps        *Capabilities
@@ -93,15 +94,20 @@ type birth struct {
 func (b *birth) deliver() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return !b.gaveUp && b.ctx.Err() == nil
+	return !b.gaveUp && b.over() == nil
 }
 
 // begin notes that the token is about to be asked, unless nobody waits any more.
 func (b *birth) begin() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.began = !b.gaveUp && b.ctx.Err() == nil
+	b.began = !b.gaveUp && b.over() == nil
 	return b.began
+}
+
+// ended is the error of a generation whose caller has gone.
+func (b *birth) ended() error {
+	return fmt.Errorf("hsm: Generate: %w", cmp.Or(b.over(), context.Canceled))
 }
 
 // giveUp tells whether something may be in the token that has to be destroyed. If not, nothing will be.
@@ -122,7 +128,7 @@ func (b *birth) run(s *session) error {
 		return fmt.Errorf("%w: CKA_ID %x is taken", ErrDuplicate, b.req.ID)
 	}
 	if !b.begin() {
-		return ended(b.ctx, "Generate")
+		return b.ended()
 	}
 	secret, public, err := b.generate(s)
 	if err != nil {
@@ -130,7 +136,7 @@ func (b *birth) run(s *session) error {
 	}
 	err = b.prove(s, secret, public)
 	if err == nil && !b.deliver() {
-		err = ended(b.ctx, "Generate")
+		err = b.ended()
 	}
 	if err == nil {
 		s.remember(b.info.class(), b.req.ID, b.req.Label, secret)

@@ -100,7 +100,7 @@ func TestUnpadOAEPManger(t *testing.T) {
 		} {
 			em := pad(h, k, nil, make([]byte, 16), change)
 			got, err := unpadOAEP(h, em, k)
-			if err != ErrAuthentication || got != nil { //nolint:errorlint // exactly this: anything wrapped around it would be detail
+			if err != ErrAuthentication || got != nil { // exactly this: anything wrapped around it would be detail
 				t.Errorf("%v, %s: %x, %v, want ErrAuthentication and nothing else", h, name, got, err)
 			}
 		}
@@ -160,7 +160,7 @@ func FuzzUnpadOAEP(f *testing.F) {
 			t.Fatal("the input was changed")
 		}
 		if err != nil {
-			if err != ErrAuthentication || got != nil { //nolint:errorlint // exactly this
+			if err != ErrAuthentication || got != nil { // exactly this
 				t.Fatalf("%x, %v", got, err)
 			}
 			return

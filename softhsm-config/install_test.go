@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -73,8 +74,8 @@ exit 0`
 // run runs the script without a terminal.
 func (m *machine) run(args []string, env ...string) (code int) {
 	m.t.Helper()
-	cmd := exec.Command(filepath.Join(m.dir, "bin", "sh"), append([]string{filepath.Join(m.dir, "install.sh")}, args...)...)
-	cmd.Env = append(m.env, env...)
+	cmd := exec.CommandContext(m.t.Context(), filepath.Join(m.dir, "bin", "sh"), append([]string{filepath.Join(m.dir, "install.sh")}, args...)...)
+	cmd.Env = slices.Concat(m.env, env)
 	out, err := cmd.CombinedOutput()
 	m.said = string(out)
 	var exit *exec.ExitError

@@ -169,7 +169,7 @@ func (s *suite) decryptOAEP(t *testing.T) {
 func (s *suite) refusesOAEP(t *testing.T, key *hsm.Key, hash crypto.Hash, name string, ciphertext []byte) {
 	t.Helper()
 	got, err := key.DecryptOAEP(t.Context(), hash, ciphertext)
-	if err != hsm.ErrAuthentication || got != nil { //nolint:errorlint // exactly this: anything wrapped around it would be detail
+	if err != hsm.ErrAuthentication || got != nil { // exactly this: anything wrapped around it would be detail
 		t.Errorf("%v, %s: DecryptOAEP = %x, %v, want ErrAuthentication and nothing else", hash, name, got, err)
 	}
 }

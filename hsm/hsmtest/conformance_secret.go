@@ -98,7 +98,7 @@ func (s *suite) openRefuses(t *testing.T) {
 func (s *suite) refuses(t *testing.T, key *hsm.Key, iv, aad, sealed []byte) {
 	t.Helper()
 	plaintext, err := key.Open(t.Context(), iv, aad, sealed)
-	if err != hsm.ErrAuthentication || plaintext != nil { //nolint:errorlint // exactly this: anything wrapped around it would be detail
+	if err != hsm.ErrAuthentication || plaintext != nil { // exactly this: anything wrapped around it would be detail
 		t.Errorf("Open = %x, %v, want ErrAuthentication and nothing else", plaintext, err)
 	}
 }

@@ -136,13 +136,13 @@ func (k *Key) Equal(other *Key) bool { return other != nil && string(k.spki) == 
 
 // Crypto returns the key as the standard library's type, for callers that
 // build certificates or other tools' formats; nil for secp256k1, which it has
-// no type for.
+// no type for. The caller must not change it.
 func (k *Key) Crypto() crypto.PublicKey {
 	switch {
 	case k.rsa != nil:
-		return &rsa.PublicKey{N: k.rsa.N, E: k.rsa.E}
+		return k.rsa
 	case k.nist != nil:
-		return &ecdsa.PublicKey{Curve: k.nist.Curve, X: k.nist.X, Y: k.nist.Y}
+		return k.nist
 	case k.kind == Ed25519:
 		return ed25519.PublicKey(k.Point())
 	}

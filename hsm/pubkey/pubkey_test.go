@@ -126,12 +126,13 @@ func TestSecp256k1(t *testing.T) {
 	if err := key.Verify(pubkey.ECDSASHA256, sum[:], signature.Serialize()); err != nil {
 		t.Errorf("Verify: %v", err)
 	}
+	order := secp256k1.Params().N
 	// The same signature with n - s: high, and still valid.
 	raw, err := pubkey.ECDSAFromDER(signature.Serialize(), 32)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := new(big.Int).Sub(secp256k1.S256().N, new(big.Int).SetBytes(raw[32:]))
+	s := new(big.Int).Sub(order, new(big.Int).SetBytes(raw[32:]))
 	s.FillBytes(raw[32:])
 	high, err := pubkey.ECDSAToDER(raw)
 	if err != nil {
@@ -144,7 +145,7 @@ func TestSecp256k1(t *testing.T) {
 	for name, bad := range map[string][]byte{
 		"zero r":  append(make([]byte, 32), raw[32:]...),
 		"zero s":  append(append([]byte(nil), raw[:32]...), make([]byte, 32)...),
-		"order r": append(secp256k1.S256().N.FillBytes(make([]byte, 32)), raw[32:]...),
+		"order r": append(order.FillBytes(make([]byte, 32)), raw[32:]...),
 	} {
 		der, err := pubkey.ECDSAToDER(bad)
 		if err != nil {

@@ -30,7 +30,7 @@ func (k *Key) Verify(alg Algorithm, input, signature []byte) error {
 	if h := alg.Hash(); h != 0 && len(input) != h.Size() {
 		return fmt.Errorf("%w: digest of %d bytes, %s takes %d", ErrLength, len(input), alg, h.Size())
 	}
-	ok := false
+	var ok bool
 	switch {
 	case alg.IsPKCS1():
 		ok = rsa.VerifyPKCS1v15(k.rsa, alg.Hash(), input, signature) == nil

@@ -100,7 +100,7 @@ type finding struct {
 
 // writeFrame writes a length and the bytes.
 func writeFrame(w io.Writer, b []byte) error {
-	if err := binary.Write(w, binary.BigEndian, uint32(len(b))); err != nil { //nolint:gosec // far below 4 GiB
+	if err := binary.Write(w, binary.BigEndian, uint32(len(b))); err != nil {
 		return err
 	}
 	_, err := w.Write(b)
