@@ -6,9 +6,12 @@ import (
 	"crypto"
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
 	"fmt"
 	"slices"
 	"sync"
@@ -380,4 +383,56 @@ func (d *faultyDB) DeleteAlias(ctx context.Context, a *kms.AliasRecord) error {
 func (d *faultyDB) LeaseSeals(ctx context.Context, ref kms.Ref, n, limit uint64) (start, granted uint64, err error) {
 	err = d.run("LeaseSeals", func() error { start, granted, err = d.Store.LeaseSeals(ctx, ref, n, limit); return err })
 	return start, granted, err
+}
+
+// fakeSigner adds P-256 to the fake.
+type fakeSigner struct{ *fakeStore }
+
+func (f *fakeSigner) Supports(spec keyholdv1.KeySpec, usage keyholdv1.KeyUsageType) error {
+	if spec == p256 {
+		return nil
+	}
+	return f.fakeStore.Supports(spec, usage)
+}
+
+// fakePair is a key pair that follows from the secret.
+func (f *fakeSigner) pair(l kms.Locator) (*ecdsa.PrivateKey, error) {
+	k, err := f.key(l)
+	if err != nil {
+		return nil, err
+	}
+	return ecdsa.ParseRawPrivateKey(elliptic.P256(), k.secret)
+}
+
+func (f *fakeSigner) Sign(ctx context.Context, l kms.Locator, _ keyholdv1.SigningAlgorithmSpec, input []byte) ([]byte, error) {
+	if err := f.enter(ctx, "Sign"); err != nil {
+		return nil, err
+	}
+	key, err := f.pair(l)
+	if err != nil {
+		return nil, err
+	}
+	out, err := ecdsa.SignASN1(rand.Reader, key, input)
+	if err != nil {
+		return nil, err
+	}
+	return out, f.leave("Sign")
+}
+
+func (f *fakeSigner) CanSign(spec keyholdv1.KeySpec, alg keyholdv1.SigningAlgorithmSpec) error {
+	if spec == p256 && alg == ecdsa256 {
+		return nil
+	}
+	return fmt.Errorf("%w: CKM_FAKE", kms.ErrUnsupported)
+}
+
+func (f *fakeSigner) PublicKey(ctx context.Context, l kms.Locator) ([]byte, error) {
+	if err := f.enter(ctx, "PublicKey"); err != nil {
+		return nil, err
+	}
+	key, err := f.pair(l)
+	if err != nil {
+		return nil, err
+	}
+	return x509.MarshalPKIXPublicKey(&key.PublicKey)
 }

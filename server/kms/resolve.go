@@ -1,6 +1,8 @@
 package kms
 
 import (
+	"strings"
+
 	"google.golang.org/protobuf/proto"
 
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
@@ -20,7 +22,7 @@ func (s *Service) resolveKey(c *call, sub *subject, name string) error {
 		wrong = "Invalid keyId '" + clip(name) + "'"
 	}
 	if wrong != "" {
-		if c.op.declares(CodeInvalidArn) && len(name) > 4 && name[:4] == "arn:" {
+		if c.op.declares(CodeInvalidArn) && strings.HasPrefix(name, "arn:") {
 			return errorf(CodeInvalidArn, "%s", wrong)
 		}
 		return errorf(CodeNotFound, "%s", wrong)
