@@ -68,25 +68,46 @@ func install(t *testing.T, faults bool) *installation {
 		i.fixture = hsmtest.New(t)
 	}
 	i.dir = i.fixture.Dir
-	pki := makePKI(t, i.dir, i.now)
-	i.cfg = server.Config{
-		DataDir: filepath.Join(i.dir, "data"),
-		Tokens: []server.TokenConfig{{
-			Name: "home", Module: i.fixture.Module, Label: i.fixture.Label, PINSource: "file:" + i.fixture.PINFile,
-			Environment: map[string]string{"SOFTHSM2_CONF": i.fixture.Conf},
-		}},
-		Regions:    []server.RegionConfig{{Name: "us-east-1", Token: "home"}},
-		Principals: []server.PrincipalConfig{{ARN: "arn:aws:iam::111122223333:root", Subjects: []string{"cn:root"}}},
-		GRPC:       server.GRPCConfig{Listen: "127.0.0.1:9443", Cert: pki.cert, Key: pki.key, ClientCA: pki.ca},
-		Audit:      server.AuditConfig{SegmentBytes: 1 << 20},
-	}
-	i.configure(nil)
+	i.plan(server.TokenConfig{
+		Name: "home", Module: i.fixture.Module, Label: i.fixture.Label, PINSource: "file:" + i.fixture.PINFile,
+		Environment: map[string]string{"SOFTHSM2_CONF": i.fixture.Conf},
+	})
 	cfg, err := server.LoadConfig(i.file)
 	must(t, err)
 	if _, err := server.Initialise(t.Context(), cfg, server.Options{Logger: discard(), Version: "test"}); err != nil {
 		t.Fatal(err)
 	}
 	return i
+}
+
+// withoutToken makes an installation whose token cannot be looked at, for
+// tests of the rest.
+func withoutToken(t *testing.T) *installation {
+	t.Helper()
+	i := &installation{t: t, now: time.Now(), dir: t.TempDir()}
+	i.plan(server.TokenConfig{Name: "home", Module: "/nonexistent/lib.so", Label: "none", PINSource: "file:/nonexistent/pin"})
+	s, err := sqlite.Create(t.Context(), i.cfg.DataDir, sqlite.Options{})
+	must(t, err)
+	must(t, s.Close())
+	j, err := audit.Open(i.auditDir(), audit.Options{Create: true, SegmentBytes: i.cfg.Audit.SegmentBytes})
+	must(t, err)
+	must(t, j.Close(t.Context()))
+	return i
+}
+
+// plan writes certificates and a configuration.
+func (i *installation) plan(token server.TokenConfig) {
+	i.t.Helper()
+	pki := makePKI(i.t, i.dir, i.now)
+	i.cfg = server.Config{
+		DataDir:    filepath.Join(i.dir, "data"),
+		Tokens:     []server.TokenConfig{token},
+		Regions:    []server.RegionConfig{{Name: "us-east-1", Token: "home"}},
+		Principals: []server.PrincipalConfig{{ARN: "arn:aws:iam::111122223333:root", Subjects: []string{"cn:root"}}},
+		GRPC:       server.GRPCConfig{Listen: "127.0.0.1:9443", Cert: pki.cert, Key: pki.key, ClientCA: pki.ca},
+		Audit:      server.AuditConfig{SegmentBytes: 1 << 20},
+	}
+	i.configure(nil)
 }
 
 // configure writes the configuration, changed.

@@ -8,9 +8,8 @@ import (
 	"github.com/keyhold/keyhold/hsm"
 )
 
-// softhsm looks at SoftHSM's own configuration, and says what SoftHSM is.
-func (e *exam) softhsm(module string) {
-	e.warn("software-token", module, "SoftHSM is software: it protects nothing against root on this host", "use a hardware token where that matters; see docs/threat-model.md")
+// softhsm looks at SoftHSM's own configuration, and where it keeps its tokens.
+func (e *exam) softhsm() {
 	conf, tokens, err := hsm.SoftHSM()
 	const remedy = "set SOFTHSM2_CONF in the token's environment to a file that softhsm-config/softhsm2.conf is the template of"
 	if err != nil {

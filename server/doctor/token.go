@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/keyhold/keyhold/hsm"
@@ -97,7 +98,11 @@ func (e *exam) module(ctx context.Context, p *patient) bool {
 
 func (e *exam) reportModule(path string, m *moduleFound) {
 	if m.err != nil {
-		e.fail("module", path, cause(m.err), "install the token's PKCS#11 library, or correct the path; SoftHSM: softhsm-config/install.sh")
+		e.fail("module", path, cause(m.err), moduleRemedy(m.err))
+		// It cannot say what it is. SoftHSM does not load without its configuration.
+		if strings.Contains(strings.ToLower(filepath.Base(path)), "softhsm") {
+			e.softhsm()
+		}
 		return
 	}
 	c := Check{Name: "module", Subject: path, Status: OK, Fact: fmt.Sprintf("%s, library version %s, PKCS#11 %s, %s",
@@ -118,8 +123,17 @@ func (e *exam) reportModule(path string, m *moduleFound) {
 	}
 	e.add(c)
 	if m.software() {
-		e.softhsm(path)
+		e.warn("software-token", path, "SoftHSM is software: it protects nothing against root on this host", "use a hardware token where that matters; see docs/threat-model.md")
+		e.softhsm()
 	}
+}
+
+func moduleRemedy(err error) string {
+	var call *hsm.Error
+	if errors.As(err, &call) {
+		return "look at the library's own configuration and logs; SoftHSM answers so when its configuration cannot be read"
+	}
+	return "install the token's PKCS#11 library, or correct the path; SoftHSM: softhsm-config/install.sh"
 }
 
 // writableByOthers follows links: what counts is the file that is loaded.
