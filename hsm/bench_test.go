@@ -60,6 +60,45 @@ func benchmarkSeal(b *testing.B, copies, sessions int) {
 	}
 }
 
+// BenchmarkOpen opens 1 KiB, good and bad: a bad ciphertext must cost at most twice what an encryption does.
+func BenchmarkOpen(b *testing.B) {
+	for _, bad := range []bool{false, true} {
+		b.Run(fmt.Sprintf("bad=%t", bad), func(b *testing.B) {
+			w := newWorld(b, false)
+			w.moveTo(b)
+			cfg := w.token("alpha")
+			cfg.HealthInterval = DefaultHealthInterval
+			tok := w.open(cfg)
+			if err := tok.WaitReady(ctx(b)); err != nil {
+				b.Fatal(err)
+			}
+			k := aesKey(b, tok, "one")
+			iv := make([]byte, 12)
+			sealed, err := k.Seal(ctx(b), iv, testAAD, make([]byte, 1024))
+			check(b, err)
+			if bad {
+				sealed[0] ^= 1
+			}
+			var wrong atomic.Int64
+			b.SetParallelism(4)
+			before := cpuTime()
+			b.ResetTimer()
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					if _, err := k.Open(b.Context(), iv, testAAD, sealed); (err != nil) != bad {
+						wrong.Add(1)
+					}
+				}
+			})
+			b.StopTimer()
+			if n := wrong.Load(); n > 0 {
+				b.Fatalf("%d calls ended otherwise", n)
+			}
+			b.ReportMetric(float64(cpuTime()-before)/float64(b.N)/1e3, "cpu-us/op")
+		})
+	}
+}
+
 // moveTo gives a world without tokens another folder.
 func (w *world) moveTo(t testing.TB) {
 	t.Helper()

@@ -62,6 +62,15 @@ func (t *Token) setState(p phase, reason error, c *conn) {
 	t.setStateLocked(p, reason, c)
 }
 
+// serve puts the connection into service, unless a worker has just found it unusable: a canary that was asked before must not hide that.
+func (t *Token) serve(reason error, c *conn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.lost != c {
+		t.setStateLocked(phaseServing, reason, c)
+	}
+}
+
 func (t *Token) setStateLocked(p phase, reason error, c *conn) {
 	old := t.state.Load()
 	if old.phase == phaseClosed {

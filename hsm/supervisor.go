@@ -145,9 +145,9 @@ func (s *supervisor) healthy() bool {
 		t.pause(c.epoch)
 		return false
 	case err == nil:
-		t.setState(phaseServing, nil, c)
+		t.serve(nil, c)
 	case errors.Is(err, errNoCanary):
-		t.setState(phaseServing, unavailable("token %q has no canary key, so its health cannot be proven: run keyholdd init", t.label), c)
+		t.serve(unavailable("token %q has no canary key, so its health cannot be proven: run keyholdd init", t.label), c)
 	case errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errHangs):
 		t.setState(phaseDown, unavailable("token %q does not answer: the canary's call has not returned from PKCS#11 module %s", t.label, t.mod.path), nil)
 		return false
