@@ -175,16 +175,16 @@ func (f *fakeStore) Supports(spec keyholdv1.KeySpec, _ keyholdv1.KeyUsageType) e
 
 func (f *fakeStore) Health() error { return f.enter(context.Background(), "Health") }
 
-func (f *fakeStore) Generate(ctx context.Context, l kms.Locator) (keyholdv1.KeyCustodyType, error) {
+func (f *fakeStore) Generate(ctx context.Context, l kms.Locator) (kms.Generated, error) {
 	if err := f.enter(ctx, "Generate"); err != nil {
-		return 0, err
+		return kms.Generated{}, err
 	}
 	secret := make([]byte, 32)
 	rand.Read(secret)
 	f.mu.Lock()
 	f.keys[string(l.ID)] = &fakeKey{label: l.Label, spec: l.Spec, secret: secret}
 	f.mu.Unlock()
-	return keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_GENERATED, f.leave("Generate")
+	return kms.Generated{Custody: keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_GENERATED}, f.leave("Generate")
 }
 
 func (f *fakeStore) Destroy(ctx context.Context, l kms.Locator) error {

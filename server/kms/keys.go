@@ -90,7 +90,8 @@ func (s *Service) createKey(ctx context.Context, c *call, r *keyholdv1.CreateKey
 	// From here on the work is finished, one way or the other, even when the
 	// caller goes.
 	v := &rec.Versions[0]
-	v.Custody, err = gen.Generate(ctx, v.Locator)
+	made, err := gen.Generate(ctx, v.Locator)
+	v.Custody, v.PublicKey = made.Custody, made.PublicKey
 	detached := context.WithoutCancel(ctx)
 	if err != nil {
 		if undo := s.store.DeleteKey(detached, rec.ID, rec.Revision); undo != nil {

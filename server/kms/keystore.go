@@ -58,10 +58,9 @@ type KeyStore interface {
 // Generator makes and destroys key material.
 type Generator interface {
 	// Generate makes the material at l. When it returns nil the material is
-	// durable, and what the returned custody says has been proven. When it
-	// returns an error nothing is left behind, as far as the store lets it
-	// be known.
-	Generate(ctx context.Context, l Locator) (keyholdv1.KeyCustodyType, error)
+	// durable, and what it returned has been proven. When it returns an error
+	// nothing is left behind, as far as the store lets it be known.
+	Generate(ctx context.Context, l Locator) (Generated, error)
 
 	// Destroy removes the material, durably. ErrKeyMissing where none is.
 	Destroy(ctx context.Context, l Locator) error
@@ -72,6 +71,14 @@ type Generator interface {
 
 	// Inventory lists all objects in the store, ours or not.
 	Inventory(ctx context.Context) ([]StoredObject, error)
+}
+
+// Generated is what a key store proved about material that it made.
+type Generated struct {
+	Custody keyholdv1.KeyCustodyType
+	// PublicKey is the DER of the SubjectPublicKeyInfo whose private half has
+	// signed, decrypted or agreed with it; nil for secret keys.
+	PublicKey []byte
 }
 
 // StoredObject is one object of an inventory. A key pair is two.

@@ -23,8 +23,7 @@ const DefaultLeaseSeals = 1 << 18
 // store is not asked for each operation.
 type sealLease struct {
 	ref Ref
-	// left is what may be sealed without asking. It may fall below zero when
-	// several find it empty at once; then they queue for mu.
+	// left is what may be sealed without asking. Never negative.
 	left atomic.Int64
 	// filling is set while a refill ahead of need is under way.
 	filling atomic.Bool
@@ -40,8 +39,8 @@ type sealLease struct {
 // ahead of that in the background when three quarters are used.
 func (s *Service) takeSeal(ctx context.Context, e *entry, v *KeyVersion) error {
 	l := e.lease(v.Ref)
-	left := l.left.Add(-1)
-	if left < 0 {
+	left, ok := l.take()
+	if !ok {
 		return s.refillAndTake(ctx, e, l)
 	}
 	if left < int64(s.leaseSeals/4) && !l.spent.Load() && l.filling.CompareAndSwap(false, true) {
@@ -57,16 +56,28 @@ func (s *Service) takeSeal(ctx context.Context, e *entry, v *KeyVersion) error {
 	return nil
 }
 
+// take takes one, if there is one, and returns what is left.
+func (l *sealLease) take() (left int64, ok bool) {
+	for {
+		n := l.left.Load()
+		if n == 0 {
+			return 0, false
+		}
+		if l.left.CompareAndSwap(n, n-1) {
+			return n - 1, true
+		}
+	}
+}
+
 func (s *Service) refillAndTake(ctx context.Context, e *entry, l *sealLease) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for {
 		// Whoever held the lock before may have refilled; and those who do not
 		// need it may have used up what was filled in here.
-		if l.left.Add(-1) >= 0 {
+		if _, ok := l.take(); ok {
 			return nil
 		}
-		l.left.Store(0)
 		if l.spent.Load() {
 			return errorf(CodeLimitExceeded, "%s has encrypted 2^32 times, the safe limit of its key material. It still decrypts; create a new key and move its aliases.", e.arn)
 		}

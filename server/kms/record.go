@@ -54,6 +54,7 @@ func (r *KeyRecord) Clone() *KeyRecord {
 	c.Versions = make([]KeyVersion, len(r.Versions))
 	for i, v := range r.Versions {
 		v.Locator.ID = slices.Clone(v.Locator.ID)
+		v.PublicKey = slices.Clone(v.PublicKey)
 		c.Versions[i] = v
 	}
 	return &c
@@ -87,6 +88,12 @@ type KeyVersion struct {
 	Locator    Locator
 	Custody    keyholdv1.KeyCustodyType
 	Created    time.Time
+
+	// PublicKey is the DER of the SubjectPublicKeyInfo as the key store proved
+	// it when the pair was made; nil for secret keys. What the store says
+	// later must be the same, so that neither who can write the store nor who
+	// can write the token can slip a key of his own in.
+	PublicKey []byte
 }
 
 // Locator says where in its key store the material is.

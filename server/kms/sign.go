@@ -192,6 +192,9 @@ func (s *Service) publicKey(ctx context.Context, sub *subject) (*pubkey.Key, err
 	if err != nil {
 		return nil, fmt.Errorf("public key of %s: %w", sub.arn, err)
 	}
+	if !bytes.Equal(spki, sub.rec.Current().PublicKey) {
+		return nil, fmt.Errorf("public key of %s: the key store has another one than when the key was made", sub.arn)
+	}
 	p, err := pubkey.Parse(spki)
 	if err != nil {
 		return nil, fmt.Errorf("public key of %s: %w", sub.arn, err)

@@ -95,18 +95,18 @@ func (s *Store) Health() error {
 
 // Generate is kms.Generator's. The token layer proves custody by reading it
 // back, and that the key works, before it says so.
-func (s *Store) Generate(ctx context.Context, l kms.Locator) (keyholdv1.KeyCustodyType, error) {
+func (s *Store) Generate(ctx context.Context, l kms.Locator) (kms.Generated, error) {
 	spec, purpose, err := translate(l.Spec, l.Usage)
 	if err != nil {
-		return 0, err
+		return kms.Generated{}, err
 	}
-	_, err = timed(ctx, func(ctx context.Context) (*hsm.Attestation, error) {
+	a, err := timed(ctx, func(ctx context.Context) (*hsm.Attestation, error) {
 		return s.token.Generate(ctx, hsm.GenerateRequest{Spec: spec, Purpose: purpose, ID: l.ID, Label: l.Label})
 	})
 	if err != nil {
-		return 0, err
+		return kms.Generated{}, err
 	}
-	return keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_GENERATED, nil
+	return kms.Generated{Custody: keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_GENERATED, PublicKey: a.PublicKey}, nil
 }
 
 // Destroy is kms.Generator's.
