@@ -118,6 +118,9 @@ func (s *session) custody(h pkcs11.ObjectHandle) (ObjectCustody, error) {
 	return c, nil
 }
 
+// CanaryLabel is the label of the canary key.
+const CanaryLabel = canaryLabel
+
 // KeyTypeName names the type of a key for people: AES, RSA, EC and so on. It is empty for objects that are no keys.
 func (o Object) KeyTypeName() string {
 	switch o.Class {

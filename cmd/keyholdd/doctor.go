@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -20,6 +21,7 @@ import (
 type doctorFlags struct {
 	config, module, token, serial, pinSource, output string
 	noWitness                                        bool
+	timeout                                          time.Duration
 }
 
 func doctorCommand() *cobra.Command {
@@ -51,13 +53,17 @@ SOURCE is file:/path, env:NAME or credential:NAME (systemd).`,
 	flags.StringVar(&f.serial, "serial", "", "serial number of the token, where its label does not tell it from others")
 	flags.StringVar(&f.pinSource, "pin-source", "", "where the token's PIN is")
 	flags.StringVar(&f.output, "output", "table", "table or json")
+	flags.DurationVar(&f.timeout, "timeout", doctor.DefaultTimeout, "how long each step at a token may take")
 	flags.BoolVar(&f.noWitness, "no-witness", false, "leave the independent library out")
 	return cmd
 }
 
 // options turns the flags into what doctor wants. Its errors are misuse.
 func (f doctorFlags) options() (doctor.Options, error) {
-	opts := doctor.Options{ConfigFile: f.config, Version: version}
+	opts := doctor.Options{ConfigFile: f.config, Version: version, Timeout: f.timeout}
+	if f.timeout <= 0 {
+		return opts, fmt.Errorf("--timeout is %s: use a positive duration, such as 1m", f.timeout)
+	}
 	if f.output != "table" && f.output != "json" {
 		return opts, fmt.Errorf("--output is %q: use table or json", f.output)
 	}

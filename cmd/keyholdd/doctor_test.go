@@ -26,6 +26,7 @@ func TestDoctorMisuse(t *testing.T) {
 	}{
 		{"", "--config"},
 		{"--output xml --config x", "table or json"},
+		{"--config x --timeout 0s", "--timeout"},
 		{"--config x --module /lib.so", "--config names the tokens"},
 		{"--config x --token a", "--config names the tokens"},
 		{"--config x --pin-source env:A", "--config names the tokens"},

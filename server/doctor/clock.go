@@ -4,11 +4,9 @@ import (
 	"context"
 	"fmt"
 	"time"
-)
 
-// maxClockJump is how far the clock may be from the last stored tick before
-// the daemon holds deletions.
-const maxClockJump = time.Hour
+	"github.com/keyhold/keyhold/server/kms"
+)
 
 // clock compares the clock with the last tick that the daemon stored.
 func (e *exam) clock(ctx context.Context, live bool) {
@@ -30,13 +28,13 @@ func (e *exam) clock(ctx context.Context, live bool) {
 	switch {
 	case last.IsZero():
 		e.ok("clock", "", "it is "+now.Format(time.RFC3339)+"; the daemon has not stored a time yet")
-	case since < -maxClockJump:
+	case since < -kms.MaxClockJump:
 		e.fail("clock", "", fact+", which is in the future", confirm)
-	case since > maxClockJump && e.cfg.TrustClock:
+	case since > kms.MaxClockJump && e.cfg.TrustClock:
 		e.ok("clock", "", fact+"; trust_clock is set")
-	case since > maxClockJump && live:
+	case since > kms.MaxClockJump && live:
 		e.warn("clock", "", fact+"; it holds deletions until the clock is confirmed", confirm)
-	case since > maxClockJump:
+	case since > kms.MaxClockJump:
 		e.warn("clock", "", fact+"; it will hold deletions when it starts, until the clock is confirmed", confirm)
 	default:
 		e.ok("clock", "", fact)

@@ -47,17 +47,20 @@ type Options struct {
 	// Witness says how to start the witness, which see; module and PIN are
 	// filled in for each token. Without Exe there is no witness.
 	Witness witness.Child
+	// Timeout bounds each step at a token whose library may hang: looking at
+	// the library, connecting, listing objects, the witness. Optional:
+	// DefaultTimeout.
+	Timeout time.Duration
 	// Now is the clock. Optional: time.Now.
 	Now func() time.Time
 }
 
-// Bounds on what may hang. A token's own timeouts bound its single calls.
-const (
-	connectTimeout = 2 * time.Minute // loading the objects' names and all probes, on a slow token
-	listTimeout    = 2 * time.Minute
-	witnessTimeout = 2 * time.Minute
-	closeTimeout   = 5 * time.Second
-)
+// DefaultTimeout is Options.Timeout's. Connecting to a slow token with many
+// objects takes its time: their names are read, and all probes are made.
+const DefaultTimeout = 2 * time.Minute
+
+// closeTimeout bounds the closing of tokens.
+const closeTimeout = 5 * time.Second
 
 // Run does all checks, in an order in which each finds its reason for being
 // skipped in one before it. It sets the environment that the configuration
@@ -66,7 +69,10 @@ func Run(ctx context.Context, opts Options) *Report {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	e := &exam{opts: opts, report: &Report{Version: opts.Version, Time: opts.Now().UTC()}, modules: make(map[string]*moduleFound)}
+	if opts.Timeout <= 0 {
+		opts.Timeout = DefaultTimeout
+	}
+	e := &exam{opts: opts, report: &Report{Version: opts.Version, Time: opts.Now().UTC(), Tokens: []TokenReport{}}, modules: make(map[string]*moduleFound)}
 	defer e.close(ctx)
 	if opts.ConfigFile == "" {
 		e.user("")

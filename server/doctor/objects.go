@@ -12,21 +12,15 @@ import (
 	"github.com/keyhold/keyhold/server/kms"
 )
 
-// Labels of the objects that Keyhold makes: of keys "keyhold:", installation
-// and key id, of the canary its name.
-const (
-	keyLabelPrefix = "keyhold:"
-	canaryLabel    = "keyhold-canary"
-)
-
+// madeByKeyhold tells what the label says: anybody with the PIN can write one.
 func madeByKeyhold(label string) bool {
-	return strings.HasPrefix(label, keyLabelPrefix) || label == canaryLabel
+	return strings.HasPrefix(label, kms.LabelPrefix) || label == hsm.CanaryLabel
 }
 
 // objects lists what is in the token, and checks that what Keyhold generated
 // can never leave it.
 func (e *exam) objects(ctx context.Context, p *patient) {
-	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	ctx, cancel := context.WithTimeout(ctx, e.opts.Timeout)
 	defer cancel()
 	objects, err := p.token.Objects(ctx)
 	if err == nil {

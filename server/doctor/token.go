@@ -89,7 +89,9 @@ func (e *exam) module(ctx context.Context, p *patient) bool {
 	if !known {
 		m = &moduleFound{}
 		e.modules[path] = m
+		ctx, cancel := context.WithTimeout(ctx, e.opts.Timeout)
 		m.info, m.err = hsm.InspectModule(ctx, path)
+		cancel()
 		e.reportModule(path, m)
 	}
 	p.module = m
@@ -130,6 +132,9 @@ func (e *exam) reportModule(path string, m *moduleFound) {
 
 func moduleRemedy(err error) string {
 	var call *hsm.Error
+	if errors.Is(err, context.DeadlineExceeded) {
+		return libraryHangs
+	}
 	if errors.As(err, &call) {
 		return "look at the library's own configuration and logs; SoftHSM answers so when its configuration cannot be read"
 	}
@@ -264,7 +269,7 @@ func (e *exam) pinSource(p *patient) bool {
 
 // login opens the token: one login, the names of all objects, the probes.
 func (e *exam) login(ctx context.Context, p *patient) bool {
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	ctx, cancel := context.WithTimeout(ctx, e.opts.Timeout)
 	defer cancel()
 	var err error
 	// No cache of probes: what is shown here was tried now.
@@ -277,11 +282,13 @@ func (e *exam) login(ctx context.Context, p *patient) bool {
 	return true
 }
 
+const libraryHangs = "the library hangs, or is slow: look at the token's own logs and its connection; --timeout gives it more time"
+
 func loginRemedy(p *patient, err error) string {
 	var call *hsm.Error
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return "the library hangs: look at the token's own logs and its connection"
+		return libraryHangs
 	case errors.As(err, &call) && call.Call == "C_Login" && strings.HasPrefix(hsm.CodeName(call.RV), "CKR_PIN"):
 		return "put the right PIN into " + p.cfg.PIN.String() + " before anything else tries; run doctor again then"
 	case strings.Contains(err.Error(), "must be synced"):
@@ -317,7 +324,7 @@ func (e *exam) capabilities(p *patient) {
 	e.report.Tokens = append(e.report.Tokens, TokenReport{
 		Name: p.name, Module: p.cfg.Module, Library: describe(p.module.info.Manufacturer, p.module.info.Library, p.module.info.LibraryVersion),
 		Label: st.Label, Serial: st.Serial, Manufacturer: st.Manufacturer, Model: st.Model, Firmware: st.Firmware,
-		Software: p.module.software(), Capabilities: caps,
+		Software: p.module.software(), Capabilities: caps, Objects: []ObjectReport{},
 	})
 	var missing []string
 	total := 0

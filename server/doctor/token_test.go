@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyhold/keyhold/hsm"
 	"github.com/keyhold/keyhold/hsm/hsmtest"
@@ -101,6 +102,36 @@ func TestLogins(t *testing.T) {
 			}
 			for _, v := range i.fault.Violations() {
 				t.Errorf("violation: %s", v)
+			}
+		})
+	}
+}
+
+// TestHangingLibrary ends in time, and says what hangs.
+func TestHangingLibrary(t *testing.T) {
+	i := install(t, true)
+	for _, c := range []struct{ call, check string }{
+		{"C_GetSlotList", "module"},
+		{"C_Login", "login"},
+	} {
+		t.Run(c.call, func(t *testing.T) {
+			i.fault.Hang(t, c.call)
+			r := Run(t.Context(), Options{ConfigFile: i.file, Timeout: 500 * time.Millisecond})
+			want(t, r, c.check, Fail, "deadline exceeded")
+			for _, k := range r.Checks {
+				if k.Name == c.check && k.Remedy != libraryHangs {
+					t.Errorf("remedy %q", k.Remedy)
+				}
+			}
+			want(t, r, "store", OK, "")
+			i.fault.ClearAll()
+			for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+				if n, _ := i.fault.Sessions(); n == 0 && i.fault.Hanging(t, c.call) == 0 {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatal("what hung does not give its sessions back")
+				}
 			}
 		})
 	}

@@ -17,7 +17,7 @@ func (e *exam) witness(ctx context.Context, p *patient) {
 		e.skip(name, p.name, "the token is not ready: "+cause(err))
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, witnessTimeout)
+	ctx, cancel := context.WithTimeout(ctx, e.opts.Timeout)
 	defer cancel()
 	child := e.opts.Witness
 	child.Module, child.PIN = p.cfg.Module, p.cfg.PIN

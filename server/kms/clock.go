@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// maxClockJump is how far the clock may be from the last stored tick before
+// MaxClockJump is how far the clock may be from the last stored tick before
 // irreversible work is held.
-const maxClockJump = time.Hour
+const MaxClockJump = time.Hour
 
 // errClockHeld keeps irreversible work back.
 var errClockHeld = errors.New("the clock jumped; deletions wait until an operator confirms it")
@@ -29,7 +29,7 @@ func (s *Service) ClockHeld() bool {
 }
 
 // checkClock compares the clock with the last tick and stores a new one. A
-// jump of more than maxClockJump in either direction, or as long without the
+// jump of more than MaxClockJump in either direction, or as long without the
 // service running, holds irreversible work until it is confirmed. While it is
 // held no tick is stored, so that a restart does not forget.
 func (s *Service) checkClock(ctx context.Context, now time.Time) error {
@@ -43,7 +43,7 @@ func (s *Service) checkClock(ctx context.Context, now time.Time) error {
 	// Round(0) drops the monotonic reading: it is the wall clock that is in
 	// question.
 	jump := now.Round(0).Sub(last)
-	if !last.IsZero() && (jump > maxClockJump || jump < -maxClockJump) && !s.confirmed() {
+	if !last.IsZero() && (jump > MaxClockJump || jump < -MaxClockJump) && !s.confirmed() {
 		if !s.clock.held {
 			s.log.WarnContext(ctx, "clock differs from the last tick by more than an hour, deletions are held until it is confirmed", "now", now.UTC(), "last_tick", last.UTC(), "hint", "check the clock, then run `keyholdd confirm-clock`")
 		}

@@ -68,10 +68,10 @@ func parseMarker(marker *string, kind string) (string, error) {
 	return last, nil
 }
 
-// labelPrefix begins the label of every object that Keyhold makes.
-const labelPrefix = "keyhold:"
+// LabelPrefix begins the label of every object that Keyhold makes.
+const LabelPrefix = "keyhold:"
 
 // objectLabel names installation and key.
 func objectLabel(instance string, id KeyID) string {
-	return labelPrefix + instance + ":" + string(id)
+	return LabelPrefix + instance + ":" + string(id)
 }

@@ -198,7 +198,7 @@ func FindOrphans(c Comparison) []Orphan {
 			}
 		}
 	}
-	mine := labelPrefix + c.Instance + ":"
+	mine := LabelPrefix + c.Instance + ":"
 	for p := range all {
 		id, ok := strings.CutPrefix(p.label, mine)
 		if ok && !known[p] {
