@@ -89,7 +89,8 @@ func Init(ctx context.Context, opts Options) (Token, error) {
 	}
 	initMu.Lock()
 	defer initMu.Unlock()
-	return t, t.init(ctx, dir)
+	err = t.init(ctx, dir)
+	return t, err
 }
 
 // init does the work of Init. The user PIN file is the last thing to come to

@@ -16,6 +16,7 @@ import (
 const (
 	maxTextBytes      = 64 << 10 // of any one text
 	maxLocatorIDBytes = 1 << 10
+	maxPublicKeyBytes = 8 << 10
 	maxTags           = 1_000
 	maxVersions       = 10_000
 )
@@ -90,6 +91,9 @@ func checkKey(r *kms.KeyRecord) error {
 		}
 		if len(v.Locator.ID) > maxLocatorIDBytes {
 			return fmt.Errorf("version %s: locator id of %d bytes, at most %d", v.Ref, len(v.Locator.ID), maxLocatorIDBytes)
+		}
+		if len(v.PublicKey) > maxPublicKeyBytes {
+			return fmt.Errorf("version %s: public key of %d bytes, at most %d", v.Ref, len(v.PublicKey), maxPublicKeyBytes)
 		}
 		if err := checkTexts(string(v.MaterialID), v.Locator.Label); err != nil {
 			return fmt.Errorf("version %s: %w", v.Ref, err)

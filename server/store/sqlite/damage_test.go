@@ -134,7 +134,7 @@ func TestSchemaRefuses(t *testing.T) {
 		"seals of no key":      "INSERT INTO seal_counts SELECT ref, 'x', 1 FROM key_versions",
 		"two installations":    "INSERT INTO installation VALUES (2, '00000000', 0, NULL)",
 		"instance in capitals": "UPDATE installation SET instance = 'ABCDEF01'",
-		"two positions":        "INSERT INTO key_versions SELECT replace(ref, 'e', 'f'), key_id, position, material_id, locator_id, locator_label, locator_spec, locator_usage, custody, created_us FROM key_versions",
+		"two positions":        "INSERT INTO key_versions SELECT replace(ref, 'e', 'f'), key_id, position, material_id, locator_id, locator_label, locator_spec, locator_usage, custody, created_us, public_key FROM key_versions",
 	} {
 		if _, err := s.writer.ExecContext(t.Context(), change); err == nil {
 			t.Errorf("%s went in", name)

@@ -100,14 +100,14 @@ func loadTags(ctx context.Context, q queryer, only *kms.KeyID, byID map[string]*
 
 func loadVersions(ctx context.Context, q queryer, only *kms.KeyID, byID map[string]*kms.KeyRecord) error {
 	const query = `SELECT key_id, ref, material_id, locator_id, locator_label, locator_spec, locator_usage,
-		custody, created_us FROM key_versions`
+		custody, created_us, public_key FROM key_versions`
 	return each(ctx, q, query, "key_id", "key_id, position", only, func(rows *sql.Rows) error {
 		var id, ref, material string
 		var names versionNames
 		var created int64
 		var v kms.KeyVersion
 		if err := rows.Scan(&id, &ref, &material, &v.Locator.ID, &v.Locator.Label, &names.spec, &names.usage,
-			&names.custody, &created); err != nil {
+			&names.custody, &created, &v.PublicKey); err != nil {
 			return err
 		}
 		k, ok := byID[id]

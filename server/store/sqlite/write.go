@@ -298,9 +298,9 @@ func insertParts(ctx context.Context, tx *sql.Tx, r *kms.KeyRecord) error {
 			id = []byte{} // nil would be NULL
 		}
 		_, err = tx.ExecContext(ctx, `INSERT INTO key_versions (ref, key_id, position, material_id, locator_id, locator_label,
-			locator_spec, locator_usage, custody, created_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			locator_spec, locator_usage, custody, created_us, public_key) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 			v.Ref.String(), string(r.ID), i, string(v.MaterialID), id, v.Locator.Label,
-			names.spec, names.usage, names.custody, micros(v.Created))
+			names.spec, names.usage, names.custody, micros(v.Created), v.PublicKey)
 		if constraint(err, sqlite3.ErrConstraintPrimaryKey, sqlite3.ErrConstraintUnique) {
 			return fmt.Errorf("ref %s: %w", v.Ref, kms.ErrExists)
 		}

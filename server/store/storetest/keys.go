@@ -154,6 +154,7 @@ func roundTrips() []promise {
 		"intent of unproven custody": func(_ *testing.T, r *kms.KeyRecord) { creating(r).Versions[0].Custody = 0 },
 		"no description, no tags":    func(_ *testing.T, r *kms.KeyRecord) { r.Description, r.Tags = "", nil },
 		"a key store of its own":     func(_ *testing.T, r *kms.KeyRecord) { r.KeyStore = "cks-0123456789abcdef0" },
+		"a public key":               func(_ *testing.T, r *kms.KeyRecord) { r.Versions[0].PublicKey = []byte{0x30, 0, 0xff} },
 		"an empty locator":           func(_ *testing.T, r *kms.KeyRecord) { r.Versions[0].Locator.ID = nil; r.Versions[0].Locator.Label = "" },
 		"binary locator": func(_ *testing.T, r *kms.KeyRecord) {
 			r.Versions[0].Locator.ID = []byte{0, 1, 0, 255, '\'', 0}

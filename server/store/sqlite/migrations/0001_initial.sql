@@ -55,6 +55,7 @@ CREATE TABLE key_versions (
     locator_usage TEXT    NOT NULL,
     custody       TEXT    NOT NULL,
     created_us    INTEGER NOT NULL,
+    public_key    BLOB, -- DER of the SubjectPublicKeyInfo; NULL for secret keys
     UNIQUE (key_id, position)
 ) STRICT, WITHOUT ROWID;
 
