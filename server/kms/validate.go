@@ -17,6 +17,9 @@ func (s *Service) validate(c *call) error {
 	if field := unknownField(c.req.ProtoReflect(), ""); field != "" {
 		return invalidField(field, "is not known to this version of the service")
 	}
+	if err := checkLists(c.req.ProtoReflect()); err != nil {
+		return err
+	}
 	if err := s.validator.Validate(c.req); err != nil {
 		return asViolations(err)
 	}
@@ -27,6 +30,27 @@ func (s *Service) validate(c *call) error {
 	}
 	c.validated = true
 	return nil
+}
+
+// checkLists enforces the declared lengths of lists before anything looks at
+// their elements: each element has violations of its own, and a request full of
+// empty ones would be answered with megabytes.
+func checkLists(m protoreflect.Message) error {
+	var wrong error
+	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		if !fd.IsList() {
+			return true
+		}
+		rules, err := protovalidate.ResolveFieldRules(fd)
+		switch most := rules.GetRepeated().GetMaxItems(); {
+		case err != nil:
+			wrong = internalError(fmt.Errorf("rules of %s: %w", fd.FullName(), err))
+		case uint64(v.List().Len()) > most: //nolint:gosec // a length is not negative
+			wrong = invalidField(string(fd.Name()), "must have at most %d elements; it has %d", most, v.List().Len())
+		}
+		return wrong == nil
+	})
+	return wrong
 }
 
 // asViolations turns protovalidate's answer into ours. Values are never part

@@ -1,0 +1,140 @@
+package kms_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"buf.build/go/protovalidate"
+	"google.golang.org/protobuf/proto"
+
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
+	"github.com/keyhold/keyhold/server/audit"
+	"github.com/keyhold/keyhold/server/kms"
+)
+
+// TestManyViolations: what is wrong in a request a hundred thousand times must
+// not become an answer of megabytes.
+func TestManyViolations(t *testing.T) {
+	w, _ := newFakeWorld(t)
+	tags := make([]*keyholdv1.Tag, 100_000)
+	for i := range tags {
+		tags[i] = &keyholdv1.Tag{}
+	}
+	err := refuse(w, &keyholdv1.CreateKeyRequest{Tags: tags}, kms.CodeValidation)
+	if len(err.Violations) != 1 || err.Violations[0].Field != "tags" || len(err.Message) > 200 {
+		t.Errorf("%d violations in %d bytes, want the one of tags", len(err.Violations), len(err.Message))
+	}
+	// As many as may be are looked at one by one.
+	err = refuse(w, &keyholdv1.CreateKeyRequest{Tags: tags[:50]}, kms.CodeValidation)
+	if len(err.Violations) < 50 || len(err.Message) > 16<<10 {
+		t.Errorf("%d violations in %d bytes, want one for each of 50 tags", len(err.Violations), len(err.Message))
+	}
+}
+
+// TestListsAreBounded: every list of a request declares its longest length,
+// which checkLists enforces; without one nothing would be accepted.
+func TestListsAreBounded(t *testing.T) {
+	for _, sd := range kms.Services() {
+		for i := range sd.Methods().Len() {
+			fields := sd.Methods().Get(i).Input().Fields()
+			for j := range fields.Len() {
+				fd := fields.Get(j)
+				if !fd.IsList() {
+					continue
+				}
+				if rules, err := protovalidate.ResolveFieldRules(fd); err != nil || rules.GetRepeated().GetMaxItems() == 0 {
+					t.Errorf("%s has no max_items (%v)", fd.FullName(), err)
+				}
+			}
+		}
+	}
+}
+
+// hangingDB is a store whose leases hang until they are told to go on.
+type hangingDB struct {
+	kms.Store
+	entered, release chan struct{}
+}
+
+func (d *hangingDB) LeaseSeals(ctx context.Context, ref kms.Ref, n, limit uint64) (uint64, uint64, error) {
+	d.entered <- struct{}{}
+	<-d.release
+	return d.Store.LeaseSeals(ctx, ref, n, limit)
+}
+
+// TestLeaseObeysDeadline: who waits for another one's lease returns when its
+// time is over.
+func TestLeaseObeysDeadline(t *testing.T) {
+	db := &hangingDB{entered: make(chan struct{}), release: make(chan struct{})}
+	w, _ := newFakeWorld(t, withConfig(func(c *kms.Config) { db.Store = c.Store; c.Store = db }))
+	id := do[*keyholdv1.CreateKeyResponse](w, &keyholdv1.CreateKeyRequest{}).GetKeyMetadata().GetKeyId()
+	req := func() *keyholdv1.EncryptRequest {
+		return &keyholdv1.EncryptRequest{KeyId: id, Plaintext: []byte("x")}
+	}
+	first := make(chan *kms.Error, 1)
+	go func() { _, err := try[proto.Message](w, req()); first <- err }()
+	<-db.entered
+	second := make(chan *kms.Error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		_, err := tryIn[proto.Message](ctx, w, alice(), req())
+		second <- err
+	}()
+	select {
+	case err := <-second:
+		if err == nil || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("the second request ended with %v", err)
+		}
+	case <-time.After(3 * time.Second):
+		t.Error("a request waits for the database beyond its deadline")
+	}
+	close(db.release)
+	go func() {
+		for range db.entered { //nolint:revive // leases that follow
+		}
+	}()
+	if err := <-first; err != nil {
+		t.Error(describe(err))
+	}
+}
+
+// slowJournal holds appends back.
+type slowJournal struct {
+	kms.Journal
+	entered, release chan struct{}
+}
+
+func (j *slowJournal) Append(ctx context.Context, c audit.Class, d audit.Durability, p ...[]byte) (uint64, error) {
+	j.entered <- struct{}{}
+	<-j.release
+	return j.Journal.Append(ctx, c, d, p...)
+}
+
+// TestInFlightCountsTheWaitForTheJournal: a request is under way until its
+// record is durable.
+func TestInFlightCountsTheWaitForTheJournal(t *testing.T) {
+	j := &slowJournal{entered: make(chan struct{}, 16), release: make(chan struct{})}
+	w, _ := newFakeWorld(t, withConfig(func(c *kms.Config) { j.Journal = c.Journal; c.Journal = j; c.Limits.InFlight = 1 }))
+	results := make(chan *kms.Error, 2)
+	request := func() {
+		_, err := try[proto.Message](w, &keyholdv1.GenerateRandomRequest{NumberOfBytes: proto.Int32(8)})
+		results <- err
+	}
+	go request()
+	<-j.entered
+	go request()
+	<-j.entered // the record of the second, whatever became of it
+	close(j.release)
+	throttled := 0
+	for range 2 {
+		if err := <-results; err != nil && err.Code == kms.CodeThrottling {
+			throttled++
+		}
+	}
+	if throttled != 1 {
+		t.Errorf("%d of 2 requests were throttled with in_flight 1, want 1", throttled)
+	}
+}
