@@ -3,7 +3,6 @@ package kms
 import (
 	"context"
 	"fmt"
-	"sync"
 	"sync/atomic"
 )
 
@@ -31,7 +30,9 @@ type sealLease struct {
 	// then must not cost a write of the database.
 	spent atomic.Bool
 
-	mu sync.Mutex // serialises refills
+	// refilling has room for the one who refills. A channel and no mutex: who
+	// waits for it obeys its deadline even while the database hangs.
+	refilling chan struct{}
 }
 
 // takeSeal takes one sealing operation from the version's lease, step 11 of
@@ -46,8 +47,10 @@ func (s *Service) takeSeal(ctx context.Context, e *entry, v *KeyVersion) error {
 	if left < int64(s.leaseSeals/4) && !l.spent.Load() && l.filling.CompareAndSwap(false, true) {
 		s.background.Go(func() {
 			defer l.filling.Store(false)
-			l.mu.Lock()
-			defer l.mu.Unlock()
+			if l.lock(s.ctx) != nil {
+				return
+			}
+			defer l.unlock()
 			if err := s.refill(s.ctx, e, l); err != nil {
 				s.log.WarnContext(s.ctx, "seal lease not renewed ahead of need", "key", e.arn, "err", err)
 			}
@@ -70,8 +73,10 @@ func (l *sealLease) take() (left int64, ok bool) {
 }
 
 func (s *Service) refillAndTake(ctx context.Context, e *entry, l *sealLease) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	if err := l.lock(ctx); err != nil {
+		return fmt.Errorf("wait for the lease of %s: %w", e.arn, err)
+	}
+	defer l.unlock()
 	for {
 		// Whoever held the lock before may have refilled; and those who do not
 		// need it may have used up what was filled in here.
@@ -87,7 +92,19 @@ func (s *Service) refillAndTake(ctx context.Context, e *entry, l *sealLease) err
 	}
 }
 
-// refill adds a block to the lease. l.mu is held.
+// lock waits for the right to refill, until ctx ends.
+func (l *sealLease) lock(ctx context.Context) error {
+	select {
+	case l.refilling <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (l *sealLease) unlock() { <-l.refilling }
+
+// refill adds a block to the lease, which is locked.
 func (s *Service) refill(ctx context.Context, e *entry, l *sealLease) error {
 	start, granted, err := s.store.LeaseSeals(ctx, l.ref, s.leaseSeals, maxSeals)
 	if err != nil {
@@ -108,7 +125,7 @@ func (e *entry) lease(ref Ref) *sealLease {
 	defer e.mu.Unlock()
 	l := e.leases[ref]
 	if l == nil {
-		l = &sealLease{ref: ref}
+		l = &sealLease{ref: ref, refilling: make(chan struct{}, 1)}
 		e.leases[ref] = l
 	}
 	return l

@@ -28,6 +28,8 @@ type call struct {
 	// subjects are what the request is about, one per permission of the
 	// operation (step 5).
 	subjects []subject
+	// entered is set in step 3: the request counts as under way.
+	entered bool
 	// validated is set after step 2: parameters may be recorded.
 	validated bool
 	// facts go to the audit record beside the parameters.
@@ -82,6 +84,11 @@ func (s *Service) Do(ctx context.Context, caller *identity.Caller, operation str
 
 // handle runs the steps and records the outcome.
 func (s *Service) handle(ctx context.Context, c *call) (proto.Message, *Error) {
+	defer func() {
+		if c.entered {
+			s.throttle.leave()
+		}
+	}()
 	resp, err := s.perform(ctx, c)
 	failure := asError(c.op, err)
 
@@ -109,8 +116,9 @@ func (s *Service) perform(ctx context.Context, c *call) (resp proto.Message, err
 	if err := s.validate(c); err != nil {
 		return nil, err
 	}
-	// Step 3: throttle.
-	defer s.throttle.leave()
+	// Step 3: throttle. Left by handle: a request is under way until its record
+	// is durable.
+	c.entered = true
 	if err := s.throttle.enter(c.caller.Principal.Account, c.op.spec.GetPlane()); err != nil {
 		return nil, err
 	}
