@@ -83,7 +83,8 @@ func (s *Service) destroy(ctx context.Context, gen Generator, e *entry) error {
 	if !next.Destroying {
 		next.Destroying = true
 		if err := s.store.UpdateKey(ctx, next); err != nil {
-			return fmt.Errorf("mark as being deleted: %w", errors.Join(err, s.reread(ctx, next.ID)))
+			_, readErr := s.reread(ctx, next.ID)
+			return fmt.Errorf("mark as being deleted: %w", errors.Join(err, readErr))
 		}
 		s.keys.put(next)
 	}
@@ -95,7 +96,11 @@ func (s *Service) destroy(ctx context.Context, gen Generator, e *entry) error {
 	// The material is gone; its record follows even when the caller does.
 	detached := context.WithoutCancel(ctx)
 	if err := s.store.DeleteKey(detached, next.ID, next.Revision); err != nil && !errors.Is(err, ErrNotFound) {
-		return fmt.Errorf("remove the record: %w", errors.Join(err, s.reread(detached, next.ID)))
+		fresh, readErr := s.reread(detached, next.ID)
+		if fresh != nil || readErr != nil {
+			return fmt.Errorf("remove the record: %w", errors.Join(err, readErr))
+		}
+		// It is gone after all.
 	}
 	e.removed = true
 	s.keys.remove(next)
@@ -105,18 +110,18 @@ func (s *Service) destroy(ctx context.Context, gen Generator, e *entry) error {
 
 // reread brings what the store holds now into memory: after a failed write its
 // effect is not known, and after a conflict the next attempt must start from
-// what is there. The entry's writes is held. A record that is gone is no
-// error: whoever finds that out removes it.
-func (s *Service) reread(ctx context.Context, id KeyID) error {
-	fresh, err := s.store.Key(ctx, id)
+// what is there. It returns what there is, nil where the record is gone. The
+// entry's writes is held.
+func (s *Service) reread(ctx context.Context, id KeyID) (fresh *KeyRecord, err error) {
+	fresh, err = s.store.Key(ctx, id)
 	switch {
 	case errors.Is(err, ErrNotFound):
-		return nil
+		return nil, nil
 	case err != nil:
-		return fmt.Errorf("read the record again: %w", err)
+		return nil, fmt.Errorf("read the record again: %w", err)
 	}
 	s.keys.put(fresh)
-	return nil
+	return fresh, nil
 }
 
 // recordOwn records what the service does by itself.

@@ -125,7 +125,7 @@ func newFakeWorld(t testing.TB, options ...func(*world)) (*world, *fakeStore) {
 
 func buildWorld(t testing.TB, ks kms.KeyStore, options ...func(*world)) *world {
 	t.Helper()
-	w := &world{t: t, dir: t.TempDir(), logs: &logBuffer{}, clock: &testClock{now: time.Date(2031, 5, 6, 7, 8, 9, 123_456_789, time.UTC)}}
+	w := &world{t: t, dir: t.TempDir(), logs: &logBuffer{}, clock: &testClock{now: time.Date(2031, 5, 6, 7, 8, 9, 123_456_000, time.UTC)}}
 	log := slog.New(slog.NewTextHandler(w.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	var err error
 	if w.db, err = sqlite.Create(t.Context(), filepath.Join(w.dir, "data"), sqlite.Options{Logger: log, Program: "test"}); err != nil {

@@ -198,7 +198,7 @@ func (s *Service) mutate(ctx context.Context, c *call, e *entry, change func(r *
 		}
 		// A conflict, or a fault after which the effect is not known: what
 		// the store holds now is the truth.
-		readErr := s.reread(ctx, next.ID)
+		_, readErr := s.reread(ctx, next.ID)
 		if !errors.Is(err, ErrConflict) || readErr != nil {
 			return nil, fmt.Errorf("change %s: %w", e.arn, errors.Join(err, readErr))
 		}
