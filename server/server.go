@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -222,21 +221,4 @@ func (s *Server) Close(ctx context.Context) {
 			s.log.ErrorContext(ctx, "database not closed cleanly", "err", err)
 		}
 	}
-}
-
-// clockFile is how an operator confirms the clock of a running daemon: who
-// can write into the data folder may.
-const clockFile = "clock-confirmed"
-
-// ConfirmClock lets deletions go on that are held because the clock jumped.
-func ConfirmClock(cfg *Config) error {
-	if err := os.WriteFile(filepath.Join(cfg.DataDir, clockFile), nil, 0o600); err != nil {
-		return fmt.Errorf("confirm the clock: %w", err)
-	}
-	return nil
-}
-
-// clockConfirmed takes a confirmation. One counts once.
-func (s *Server) clockConfirmed() bool {
-	return s.cfg.TrustClock || os.Remove(filepath.Join(s.cfg.DataDir, clockFile)) == nil
 }
