@@ -54,20 +54,23 @@ daemon from starting: /readyz on the admin listener says what is wrong.`,
 func serve(ctx context.Context, cfg *server.Config, cmd *cobra.Command) error {
 	log := server.NewLogger(cmd.ErrOrStderr(), cfg.Log)
 	forbidCoreDumps(log)
+	// From the beginning to the end: a SIGHUP that nobody takes kills the
+	// process, also in the middle of the requests that it lets finish. systemd's
+	// SendSIGHUP= sends one right after SIGTERM.
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
 	s, err := server.New(ctx, cfg, server.Options{Logger: log, Version: version})
 	if err != nil {
 		return err
 	}
 	defer s.Close(ctx)
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
-	stop := context.AfterFunc(ctx, func() { signal.Stop(hup) })
-	defer stop()
+	served := make(chan struct{})
+	defer close(served)
 	go func() {
 		for {
 			select {
-			case <-ctx.Done():
+			case <-served:
 				return
 			case <-hup:
 				log.InfoContext(ctx, "reloading")
@@ -112,7 +115,8 @@ func confirmClockCommand() *cobra.Command {
 		Short: "Say that the clock is right, so that held deletions go on",
 		Long: `When the clock jumps by more than an hour, or the daemon did not run for as
 long, keys that are due are not destroyed until somebody has looked at the
-clock. This says that it is right; the running daemon notices within a minute.`,
+clock. This says that it is right; the running daemon notices within a minute.
+It counts once, and for a quarter of an hour.`,
 		Args: cobra.NoArgs,
 	}
 	load := configFlag(cmd)
@@ -121,10 +125,11 @@ clock. This says that it is right; the running daemon notices within a minute.`,
 		if err != nil {
 			return err
 		}
-		if err := server.ConfirmClock(cfg); err != nil {
+		now := time.Now()
+		if err := server.ConfirmClock(cfg, now); err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "confirmed: it is %s\n", time.Now().UTC().Format(time.RFC3339))
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "confirmed: it is %s\n", now.UTC().Format(time.RFC3339))
 		return err
 	}
 	return cmd

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/keyhold/keyhold/server"
+)
+
+// TestHangupWhileDraining: SIGHUP after SIGTERM, as systemd and closing
+// terminals send it, does not cut what is allowed to finish.
+func TestHangupWhileDraining(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "dev")
+	d := start(t, dir)
+	d.stop(t)
+	s := startServe(t, writeConfig(t, filepath.Join(dir, "keyholdd.yaml"), func(c *server.Config) { c.ShutdownGrace = time.Minute }), d.env)
+	s.untilReady(t, true, "ready")
+
+	// An open call keeps the daemon draining.
+	pair, err := tls.LoadX509KeyPair(d.env["KEYHOLD_CERT"], d.env["KEYHOLD_KEY"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := os.ReadFile(d.env["KEYHOLD_CA"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	conn, err := grpc.NewClient(s.env["KEYHOLD_ADDR"], grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
+		RootCAs: roots, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13,
+	})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	watch, err := healthpb.NewHealthClient(conn).Watch(t.Context(), &healthpb.HealthCheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := watch.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	logged := func(what string) func() error {
+		return func() error {
+			if !strings.Contains(s.log.String(), what) {
+				return errors.New("the log does not say " + what)
+			}
+			return nil
+		}
+	}
+	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the daemon stops", logged("stopping"))
+	if err := s.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "SIGHUP is taken", logged("reloading"))
+	conn.Close() // the call ends
+	<-s.exited
+	if s.err != nil {
+		t.Errorf("keyholdd ended with %v\n%s", s.err, s.log)
+	}
+}
