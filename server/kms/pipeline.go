@@ -61,8 +61,8 @@ func (s *Service) Do(ctx context.Context, caller *identity.Caller, operation str
 	if op == nil {
 		return nil, errorf(CodeUnknownOperation, "The operation %q is not known.", clip(operation))
 	}
-	if caller == nil || caller.Principal == nil {
-		return nil, internalError(fmt.Errorf("operation %s was called by nobody", op.name))
+	if caller == nil || caller.Principal == nil || req == nil {
+		return nil, internalError(fmt.Errorf("operation %s was called by nobody, or with nothing", op.name))
 	}
 	c := &call{op: op, caller: caller, region: Region(caller.Region), req: req, start: s.now()}
 	if req.ProtoReflect().Descriptor() != op.input {
