@@ -43,35 +43,47 @@ func (s *Service) Maintain(ctx context.Context) {
 		return // logged by it
 	}
 	s.keys.each(func(e *entry) {
-		r := e.rec.Load()
-		due := r.State == keyholdv1.KeyState_KEY_STATE_PENDING_DELETION && !r.DeletionDate.After(now)
-		if !due || ctx.Err() != nil {
+		if !e.rec.Load().due(now) || ctx.Err() != nil {
 			return
 		}
-		if err := s.deleteKey(ctx, e); err != nil {
+		if err := s.deleteKey(ctx, e, now); err != nil {
 			s.log.ErrorContext(ctx, "key that is due was not deleted, it will be tried again", "key", e.arn, "err", err)
 		}
 	})
 }
 
+// due reports whether the waiting period of a key is over.
+func (r *KeyRecord) due(now time.Time) bool {
+	return r.State == keyholdv1.KeyState_KEY_STATE_PENDING_DELETION && !r.DeletionDate.After(now)
+}
+
 // deleteKey destroys a key whose waiting period is over: mark it in the store
 // so that there is no way back, destroy the material, remove the record. Each
 // step may be repeated after a crash.
-func (s *Service) deleteKey(ctx context.Context, e *entry) error {
+func (s *Service) deleteKey(ctx context.Context, e *entry, now time.Time) error {
 	e.writes.Lock()
 	defer e.writes.Unlock()
 	r := e.rec.Load()
-	if e.removed || r.State != keyholdv1.KeyState_KEY_STATE_PENDING_DELETION {
-		return nil // cancelled meanwhile
+	// The date too: it may have been cancelled and scheduled anew meanwhile.
+	if e.removed || !r.due(now) {
+		return nil
 	}
-	gen, ok := s.regions[r.Region].(Generator)
+	// Each attempt is recorded; while the token is away there is none.
+	ks, err := s.storeOf(r)
+	if err != nil {
+		return err
+	}
+	if err := ks.Health(); err != nil {
+		return err
+	}
+	gen, ok := ks.(Generator)
 	if !ok {
 		return fmt.Errorf("%w: key destruction", ErrUnsupported)
 	}
 	if err := s.recordOwn(ctx, "DeleteKey", e.arn, r.Account, r.Region, audit.PhaseIntent, nil); err != nil {
 		return fmt.Errorf("%w: %w", errNoRecord, err)
 	}
-	err := s.destroy(ctx, gen, e)
+	err = s.destroy(ctx, gen, e)
 	if auditErr := s.recordOwn(context.WithoutCancel(ctx), "DeleteKey", e.arn, r.Account, r.Region, audit.PhaseOutcome, err); auditErr != nil {
 		return errors.Join(err, fmt.Errorf("outcome not recorded: %w", auditErr))
 	}
@@ -135,7 +147,12 @@ func (s *Service) recordOwn(ctx context.Context, name, arn string, account Accou
 	if failure != nil {
 		e.ErrorCode, e.ErrorMessage = string(CodeInternal), internalMessage
 	}
-	_, err := s.journal.Append(ctx, audit.Protected, audit.Synced, e.AppendJSON(nil))
+	// What is about to be done can wait for space; what was done cannot.
+	class := audit.Protected
+	if phase == audit.PhaseIntent {
+		class = audit.Normal
+	}
+	_, err := s.journal.Append(ctx, class, audit.Synced, e.AppendJSON(nil))
 	return err
 }
 

@@ -138,3 +138,22 @@ func TestInFlightCountsTheWaitForTheJournal(t *testing.T) {
 		t.Errorf("%d of 2 requests were throttled with in_flight 1, want 1", throttled)
 	}
 }
+
+// TestNoAttemptWhileTheTokenIsAway: keys that are due wait for their token
+// without a record for each minute, which would fill the journal's reserve.
+func TestNoAttemptWhileTheTokenIsAway(t *testing.T) {
+	w, fake := newFakeWorld(t, withConfig(func(c *kms.Config) { c.ClockConfirmed = func() bool { return true } }))
+	id := do[*keyholdv1.CreateKeyResponse](w, &keyholdv1.CreateKeyRequest{}).GetKeyMetadata().GetKeyId()
+	do[*keyholdv1.ScheduleKeyDeletionResponse](w, &keyholdv1.ScheduleKeyDeletionRequest{KeyId: id, PendingWindowInDays: proto.Int32(7)})
+	w.clock.add(8 * 24 * time.Hour)
+	fake.failing("Health", kms.ErrStoreUnavailable)
+	if events := w.eventsOf(func() { w.svc.Maintain(t.Context()) }); len(events) != 0 {
+		t.Errorf("%d records while the token is away", len(events))
+	}
+	fake.heal()
+	events := w.eventsOf(func() { w.svc.Maintain(t.Context()) })
+	if len(events) != 2 || events[0].protected || !events[1].protected {
+		t.Errorf("deletion left %d records, want an intent, and an outcome that may use the reserve", len(events))
+	}
+	refuse(w, &keyholdv1.DescribeKeyRequest{KeyId: id}, kms.CodeNotFound)
+}
