@@ -214,8 +214,11 @@ func TestJudgeFree(t *testing.T) {
 		free uint64
 		want Status
 	}{
-		{0, Fail}, {segment - 1, Fail}, {segment, Warn},
-		{comfortableSegments*segment - 1, Warn}, {comfortableSegments * segment, OK},
+		{0, Fail},
+		{segment - 1, Fail},
+		{segment, Warn},
+		{comfortableSegments*segment - 1, Warn},
+		{comfortableSegments * segment, OK},
 	} {
 		e := &exam{report: &Report{}}
 		e.judgeFree("audit log", "/d", c.free, segment)

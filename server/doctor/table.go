@@ -89,7 +89,7 @@ func (p *printer) table(rows [][]string) {
 		for _, c := range row {
 			cells = append(cells, strings.ReplaceAll(printable(oneLine(c)), "\t", " "))
 		}
-		fmt.Fprintln(t, strings.Join(cells, "\t")) //nolint:errcheck // Flush reports it
+		fmt.Fprintln(t, strings.Join(cells, "\t"))
 	}
 	p.err = t.Flush()
 }
