@@ -64,7 +64,9 @@ func (s *Service) record(ctx context.Context, c *call, phase audit.Phase, resp p
 	buf.event = e.AppendJSON(buf.event[:0])
 
 	class, durability := audit.Normal, audit.Synced
-	if failure != nil || c.op.protected {
+	// What was begun with an intent on the record must not lose its outcome to a
+	// disk that filled up in between.
+	if failure != nil || c.op.protected || phase == audit.PhaseOutcome {
 		class = audit.Protected
 	}
 	if c.op.spec.GetPlane() == keyholdv1.Plane_PLANE_DATA && failure == nil {

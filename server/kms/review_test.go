@@ -3,6 +3,9 @@ package kms_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -156,4 +159,61 @@ func TestNoAttemptWhileTheTokenIsAway(t *testing.T) {
 		t.Errorf("deletion left %d records, want an intent, and an outcome that may use the reserve", len(events))
 	}
 	refuse(w, &keyholdv1.DescribeKeyRequest{KeyId: id}, kms.CodeNotFound)
+}
+
+// fullJournal has only its reserve left once it is told so.
+type fullJournal struct {
+	kms.Journal
+	full atomic.Bool
+}
+
+func (j *fullJournal) Append(ctx context.Context, c audit.Class, d audit.Durability, p ...[]byte) (uint64, error) {
+	if c == audit.Normal && j.full.Load() {
+		return 0, audit.ErrFull
+	}
+	n, err := j.Journal.Append(ctx, c, d, p...)
+	if strings.Contains(string(p[0]), `"phase":"intent"`) {
+		j.full.Store(true) // the disk fills up right after an intent
+	}
+	return n, err
+}
+
+// TestOutcomeUsesTheReserve: a change whose intent was the last record that
+// found room is answered and recorded as what it was.
+func TestOutcomeUsesTheReserve(t *testing.T) {
+	j := &fullJournal{}
+	w, _ := newFakeWorld(t, withConfig(func(c *kms.Config) { j.Journal = c.Journal; c.Journal = j }))
+	events := w.eventsOf(func() { do[*keyholdv1.CreateKeyResponse](w, &keyholdv1.CreateKeyRequest{}) })
+	if len(events) != 2 || events[1].ErrorCode != "" || !events[1].protected {
+		t.Errorf("%d records, want intent and outcome", len(events))
+	}
+	// Nothing new begins.
+	before := len(w.events())
+	refuse(w, &keyholdv1.CreateKeyRequest{}, kms.CodeInternal)
+	for _, e := range w.events()[before:] {
+		if e.ErrorCode == "" {
+			t.Errorf("recorded on a full disk: %s", e.raw)
+		}
+	}
+}
+
+// TestLargestRecords: the largest requests that are valid fit into a record,
+// with the answer that repeats them.
+func TestLargestRecords(t *testing.T) {
+	w, _ := newFakeWorld(t)
+	text := strings.Repeat("\x01", 8192) // six bytes each in JSON
+	var tags []*keyholdv1.Tag
+	for i := range 50 {
+		tags = append(tags, &keyholdv1.Tag{TagKey: fmt.Sprintf("%s%02d", strings.Repeat("\U00020000", 126), i), TagValue: proto.String(strings.Repeat("\U00020000", 256))})
+	}
+	id := do[*keyholdv1.CreateKeyResponse](w, &keyholdv1.CreateKeyRequest{Description: text, Tags: tags}).GetKeyMetadata().GetKeyId()
+	ec := map[string]string{"": text}
+	blob := do[*keyholdv1.EncryptResponse](w, &keyholdv1.EncryptRequest{KeyId: id, Plaintext: []byte("x"), EncryptionContext: ec}).GetCiphertextBlob()
+	do[*keyholdv1.ReEncryptResponse](w, &keyholdv1.ReEncryptRequest{CiphertextBlob: blob, DestinationKeyId: id, SourceEncryptionContext: ec, DestinationEncryptionContext: ec})
+	for _, e := range w.events() {
+		// server.Config refuses segments in which less would fit.
+		if len(e.raw) > 200<<10 {
+			t.Errorf("%s left a record of %d bytes", e.EventName, len(e.raw))
+		}
+	}
 }
