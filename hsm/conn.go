@@ -74,11 +74,11 @@ func newConn(t *Token, epoch uint64, slot uint, info pkcs11.TokenInfo) *conn {
 }
 
 // start starts a worker, which opens its session when it gets its first job, or owns s from the beginning.
-func (c *conn) start(ln lane, s *session) bool {
+func (c *conn) start(ln lane, s *session) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.stopped {
-		return false
+		return
 	}
 	c.live++
 	switch ln {
@@ -89,7 +89,6 @@ func (c *conn) start(ln lane, s *session) bool {
 	}
 	w := &worker{c: c, ln: ln, s: s}
 	go w.run()
-	return true
 }
 
 // workerGone counts a worker that ended.

@@ -192,7 +192,7 @@ func (c *conn) login(ctx context.Context, s *session, pins *pinGuard) error {
 		return err
 	}
 	if info.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW != 0 {
-		c.t.log.Warn("a wrong PIN was given to the token since the last login", "source", c.t.cfg.PIN.String())
+		c.t.log.WarnContext(ctx, "a wrong PIN was given to the token since the last login", "source", c.t.cfg.PIN.String())
 	}
 	pin, err := c.t.cfg.PIN.Read()
 	if err != nil {

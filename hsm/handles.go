@@ -287,7 +287,7 @@ func (c *conn) findAgain(ctx context.Context, name objectName) (pkcs11.ObjectHan
 			return nil // the caller finds out
 		}
 		if _, found, err := c.index.get(name); found || err != nil {
-			return nil // somebody found it while we waited for the lock
+			return nil //nolint:nilerr // somebody found it, or two of it, while we waited for the lock: the caller reads the index next
 		}
 		objects, err := s.find([]*pkcs11.Attribute{
 			pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), // session copies bear the same CKA_ID

@@ -12,9 +12,7 @@ import (
 type watcher struct {
 	mu     sync.Mutex
 	counts map[string]int
-	states []State
 	stuck  int
-	times  bool // a call with a negative or absurd duration was seen
 }
 
 func (o *watcher) count(what string) {
@@ -63,6 +61,7 @@ func (o *watcher) Initialized(label string, err error) {
 func TestObserver(t *testing.T) {
 	w := newWorld(t, true)
 	cfg := w.token("alpha")
+	cfg.HealthInterval = time.Hour // no canary of its own accord may be inside when the test finalizes
 	o := &watcher{}
 	tok := w.openWith(cfg, Options{Observer: o})
 	check(t, tok.WaitReady(ctx(t)))
@@ -83,8 +82,10 @@ func TestObserver(t *testing.T) {
 	w.fault.Clear(t, "C_EncryptInit")
 	until(t, "it has returned", func() bool { return tok.Status().Stuck == 0 })
 	check(t, tok.WaitReady(ctx(t)))
+	until(t, "nothing is inside", func() bool { return tok.Status().InUse == 0 })
 	p := pkcs11.New(w.module)
 	check(t, p.Finalize())
+	works(t, k) // finds out, and is healed
 	until(t, "it was healed", func() bool { return tok.Status().Generation > 1 })
 	check(t, tok.WaitReady(ctx(t)))
 	check(t, tok.Close(ctx(t)))

@@ -46,7 +46,7 @@ func (s *supervisor) once(tried chan<- error) {
 		s.healthy()
 	} else {
 		err = unavailable("%w", err)
-		t.setState(phaseDown, err, nil)
+		t.setDown(err)
 	}
 	tried <- err
 	for !s.closing() {
@@ -69,6 +69,6 @@ func (s *supervisor) noteLost() {
 	if s.c == nil || lost != s.c {
 		return
 	}
-	t.setState(phaseDown, t.Ready(), nil)
+	t.setDown(t.Ready())
 	s.drop()
 }

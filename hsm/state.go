@@ -55,11 +55,11 @@ func (s *state) public() State {
 	return StateDown
 }
 
-// setState replaces the state. A closed token stays closed, and a state that says the same is kept.
-func (t *Token) setState(p phase, reason error, c *conn) {
+// setDown lets calls fail at once. A closed token stays closed, and a state that says the same is kept.
+func (t *Token) setDown(reason error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.setStateLocked(p, reason, c)
+	t.setStateLocked(phaseDown, reason, nil)
 }
 
 // serve puts the connection into service, unless a worker has just found it unusable: a canary that was asked before must not hide that.

@@ -19,6 +19,7 @@ type Status struct {
 
 	MaxSessions int // for cryptography, as configuration and token allow
 	Open        int // sessions open now, the three for Keyhold's own use included
+	InUse       int // sessions with a call on them now, hanging ones included
 	Waiting     int // calls that wait for a session
 	Stuck       int // calls that hang in the library
 	Evicted     uint64
@@ -55,7 +56,7 @@ func (t *Token) Status() Status {
 	t.mu.Unlock()
 	s := Status{
 		State: st.public(), Reason: errorText(st.reason), Since: st.since, Module: t.cfg.Module,
-		Waiting: int(t.waiting.Load()), Stuck: int(t.stuck.Load()), Evicted: t.evicted.Load(),
+		InUse: int(t.inUse.Load()), Waiting: int(t.waiting.Load()), Stuck: int(t.stuck.Load()), Evicted: t.evicted.Load(),
 		Generation: d.generation, CanaryAt: d.canaryAt, CanaryErr: errorText(d.canaryErr),
 	}
 	if c := d.conn; c != nil {

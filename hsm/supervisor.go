@@ -149,10 +149,10 @@ func (s *supervisor) healthy() bool {
 	case errors.Is(err, errNoCanary):
 		t.serve(unavailable("token %q has no canary key, so its health cannot be proven: run keyholdd init", t.label), c)
 	case errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errHangs):
-		t.setState(phaseDown, unavailable("token %q does not answer: the canary's call has not returned from PKCS#11 module %s", t.label, t.mod.path), nil)
+		t.setDown(unavailable("token %q does not answer: the canary's call has not returned from PKCS#11 module %s", t.label, t.mod.path))
 		return false
 	default:
-		t.setState(phaseDown, fmt.Errorf("canary of token %q: %w", t.label, asUnavailable(err)), nil)
+		t.setDown(fmt.Errorf("canary of token %q: %w", t.label, asUnavailable(err)))
 		s.drop()
 		return true
 	}
@@ -190,7 +190,7 @@ func (s *supervisor) connect() {
 		return
 	}
 	if err != nil {
-		t.setState(phaseDown, asUnavailable(err), nil)
+		t.setDown(asUnavailable(err))
 		s.backoff = min(max(2*s.backoff, min(backoffMin, t.cfg.HealthInterval)), s.backoffMost())
 		return
 	}
@@ -232,7 +232,7 @@ func (s *supervisor) attempt(what string, fn func() (*conn, error)) error {
 			s.c = r.c
 			return r.err
 		case <-slow.C:
-			t.setState(phaseDown, unavailable("token %q: %s has not returned from PKCS#11 module %s since %s", t.label, what, t.mod.path, t.clock().Add(-t.cfg.CallTimeout).UTC().Format(time.RFC3339)), nil)
+			t.setDown(unavailable("token %q: %s has not returned from PKCS#11 module %s since %s", t.label, what, t.mod.path, t.clock().Add(-t.cfg.CallTimeout).UTC().Format(time.RFC3339)))
 		case <-t.stop:
 			return errClosing
 		}
@@ -333,7 +333,7 @@ func (t *Token) tripped() bool {
 	if t.stuck.Load() < int64(t.cfg.MaxStuck) {
 		return false
 	}
-	t.setState(phaseDown, t.trippedReason(), nil)
+	t.setDown(t.trippedReason())
 	return true
 }
 

@@ -22,6 +22,7 @@ type Token struct {
 
 	state   atomic.Pointer[state]
 	waiting atomic.Int64 // callers that wait for a session
+	inUse   atomic.Int64 // sessions with a call on them
 	stuck   atomic.Int64 // calls that hang in the library, over all connections
 	evicted atomic.Uint64
 	caps    atomic.Pointer[Capabilities] // what the probe proved; nil before the first connection

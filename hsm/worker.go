@@ -107,6 +107,7 @@ func (w *worker) do(j *job) bool {
 	}
 	w.hold(j)
 	c := w.c
+	c.t.inUse.Add(1)
 	err := errMoved
 	full := false
 	if c.m.enter(c.epoch, c.stop) {
@@ -121,6 +122,7 @@ func (w *worker) do(j *job) bool {
 	} else {
 		c.t.markLost(c, fmt.Errorf("PKCS#11 module %s was initialised again", c.m.path))
 	}
+	c.t.inUse.Add(-1)
 	j.held = time.Since(j.began)
 	c.t.obs.Call(c.t.label, j.call, codeLabel(err), j.began.Sub(j.queued), j.held)
 	stuck := w.drop()

@@ -52,8 +52,15 @@ func runDev(ctx context.Context, opts dev.Options, stdout, stderr io.Writer) err
 	if _, err := server.Initialise(ctx, world.Config, options); err != nil {
 		return err
 	}
-	serving := make(chan server.Addresses, 1)
-	options.Serving = func(a server.Addresses) { serving <- a }
+	running, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	options.Serving = func(a server.Addresses) {
+		if err := world.WriteEnv(a); err != nil {
+			stop(err)
+			return
+		}
+		greet(stdout, world, a)
+	}
 	s, err := server.New(ctx, world.Config, options)
 	if err != nil {
 		return err
@@ -68,26 +75,10 @@ func runDev(ctx context.Context, opts dev.Options, stdout, stderr io.Writer) err
 	if err != nil {
 		return err
 	}
-	// The settings appear while Run serves; Run's end ends the wait for them.
-	running, stop := context.WithCancel(ctx)
-	done := make(chan error, 1)
-	go func() { done <- s.Run(running) }()
-	select {
-	case a := <-serving:
-		err = world.WriteEnv(a)
-		if err == nil {
-			greet(stdout, world, a)
-			err = <-done
-			stop()
-			return err
-		}
-	case err = <-done:
-		stop()
+	if err := s.Run(running); err != nil || ctx.Err() != nil {
 		return err
 	}
-	stop()
-	<-done
-	return err
+	return context.Cause(running) // the settings could not be written
 }
 
 func greet(w io.Writer, world *dev.World, a server.Addresses) {
@@ -101,5 +92,5 @@ In another shell:
   bin/keyhold decrypt < secret.bin
 
 Ctrl-C stops it; the keys stay in the token.
-`, a.GRPC, a.Admin, world.EnvFile) //nolint:errcheck // a greeting
+`, a.GRPC, a.Admin, world.EnvFile)
 }

@@ -279,7 +279,7 @@ func startServe(t *testing.T, config string, env map[string]string) *daemon {
 			t.Fatalf("keyholdd serve ended: %v\n%s", d.err, d.log)
 		default:
 		}
-		resp, err := http.Get(d.env["KEYHOLD_ADMIN_URL"] + "/healthz") //nolint:noctx // loopback
+		resp, err := http.Get(d.env["KEYHOLD_ADMIN_URL"] + "/healthz")
 		if err != nil {
 			return err
 		}
@@ -292,13 +292,17 @@ func startServe(t *testing.T, config string, env map[string]string) *daemon {
 func freePorts(t *testing.T, n int) []string {
 	t.Helper()
 	var out []string
+	var held []net.Listener // until all are chosen, so that none is chosen twice
 	for range n {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer l.Close()
+		held = append(held, l)
 		out = append(out, l.Addr().String())
+	}
+	for _, l := range held {
+		l.Close()
 	}
 	return out
 }
@@ -409,9 +413,9 @@ func TestHostileClients(t *testing.T) {
 		var conn net.Conn
 		if i%4 == 3 {
 			// A known client that sends what is no HTTP/2.
-			conn, err = tls.Dial("tcp", d.env["KEYHOLD_ADDR"], &tls.Config{Certificates: []tls.Certificate{pair}, InsecureSkipVerify: true, NextProtos: []string{"h2"}}) //nolint:gosec // a hostile client
+			conn, err = tls.Dial("tcp", d.env["KEYHOLD_ADDR"], &tls.Config{Certificates: []tls.Certificate{pair}, InsecureSkipVerify: true, NextProtos: []string{"h2"}})
 		} else {
-			conn, err = net.Dial("tcp", d.env["KEYHOLD_ADDR"]) //nolint:noctx // loopback
+			conn, err = net.Dial("tcp", d.env["KEYHOLD_ADDR"])
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -71,8 +71,12 @@ func TestTokenMisbehaves(t *testing.T) {
 		name string
 		rv   uint
 	}{
-		{"CKR_DEVICE_ERROR", 0x30}, {"CKR_DEVICE_REMOVED", 0x32}, {"CKR_SESSION_HANDLE_INVALID", 0xB3},
-		{"CKR_USER_NOT_LOGGED_IN", 0x101}, {"CKR_HOST_MEMORY", 0x02}, {"CKR_FUNCTION_FAILED", 0x06},
+		{"CKR_DEVICE_ERROR", 0x30},
+		{"CKR_DEVICE_REMOVED", 0x32},
+		{"CKR_SESSION_HANDLE_INVALID", 0xB3},
+		{"CKR_USER_NOT_LOGGED_IN", 0x101},
+		{"CKR_HOST_MEMORY", 0x02},
+		{"CKR_FUNCTION_FAILED", 0x06},
 	} {
 		t.Run(code.name, func(t *testing.T) {
 			module.Fail(t, "C_EncryptInit", code.rv, 0)

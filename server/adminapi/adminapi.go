@@ -62,7 +62,7 @@ func answer(w http.ResponseWriter, code int, text string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(code)
-	fmt.Fprint(w, text) //nolint:errcheck // the client has gone
+	fmt.Fprint(w, text)
 }
 
 // Serve accepts connections on l until Shutdown. It closes l.

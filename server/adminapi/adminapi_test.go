@@ -26,6 +26,7 @@ func (c *core) Ready() error {
 	}
 	return nil
 }
+
 func (c *core) KeyCounts() map[string]int { return map[string]int{"Enabled": 3, "PendingDeletion": 1} }
 func (c *core) Orphans() []kms.Orphan     { return []kms.Orphan{{Kind: kms.OrphanObject}} }
 func (c *core) ClockHeld() bool           { return true }

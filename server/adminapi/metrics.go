@@ -159,7 +159,7 @@ var (
 	descOrphans  = prometheus.NewDesc("keyhold_orphans", "Orphans that the last reconciliation found, by kind.", []string{"kind"}, nil)
 	descClock    = prometheus.NewDesc("keyhold_clock_held", "1 while deletions wait for an operator to confirm the clock.", nil, nil)
 	descToken    = prometheus.NewDesc("keyhold_token_ready", "1 while the token works.", []string{"token"}, nil)
-	descSessions = prometheus.NewDesc("keyhold_token_sessions", "Sessions by what they are: open, max, waiting (calls that wait for one), stuck (calls that hang in the library).", []string{"token", "what"}, nil)
+	descSessions = prometheus.NewDesc("keyhold_token_sessions", "Sessions by what they are: open, in use, max, waiting (calls that wait for one), stuck (calls that hang in the library).", []string{"token", "what"}, nil)
 	descCopies   = prometheus.NewDesc("keyhold_token_session_copies", "Keys that are kept as session copies.", []string{"token"}, nil)
 	descObjects  = prometheus.NewDesc("keyhold_token_objects", "Token objects whose handles are known.", []string{"token"}, nil)
 )
@@ -191,7 +191,7 @@ func (w *watcher) Collect(ch chan<- prometheus.Metric) {
 	for name, t := range w.tokens {
 		s := t.Status()
 		gauge(descToken, truth(t.Ready() == nil), name)
-		for what, n := range map[string]int{"open": s.Open, "max": s.MaxSessions, "waiting": s.Waiting, "stuck": s.Stuck} {
+		for what, n := range map[string]int{"open": s.Open, "in use": s.InUse, "max": s.MaxSessions, "waiting": s.Waiting, "stuck": s.Stuck} {
 			gauge(descSessions, float64(n), name, what)
 		}
 		gauge(descCopies, float64(s.Copies), name)

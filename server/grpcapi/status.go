@@ -112,5 +112,5 @@ func (s *Server) logSparingly(ctx context.Context, msg string, args ...any) {
 	if n := s.suppressed.Swap(0); n > 0 {
 		args = append(args, "lines_left_out", n)
 	}
-	s.log.WarnContext(ctx, msg, args...)
+	s.log.WarnContext(ctx, msg, args...) //nolint:sloglint // a constant at every caller
 }
