@@ -395,7 +395,20 @@ func (f *fakeSigner) Supports(spec keyholdv1.KeySpec, usage keyholdv1.KeyUsageTy
 	return f.fakeStore.Supports(spec, usage)
 }
 
-// fakePair is a key pair that follows from the secret.
+func (f *fakeSigner) Generate(ctx context.Context, l kms.Locator) (kms.Generated, error) {
+	g, err := f.fakeStore.Generate(ctx, l)
+	if err != nil || l.Spec != p256 {
+		return g, err
+	}
+	key, err := f.pair(l)
+	if err != nil {
+		return kms.Generated{}, err
+	}
+	g.PublicKey, err = x509.MarshalPKIXPublicKey(&key.PublicKey)
+	return g, err
+}
+
+// pair is a key pair that follows from the secret.
 func (f *fakeSigner) pair(l kms.Locator) (*ecdsa.PrivateKey, error) {
 	k, err := f.key(l)
 	if err != nil {

@@ -442,3 +442,24 @@ func TestDefaults(t *testing.T) {
 		t.Errorf("created %s", created)
 	}
 }
+
+// A key store that comes with another public key than when the pair was made
+// is not believed: somebody may have put in his own.
+func TestSwappedPublicKey(t *testing.T) {
+	t.Parallel()
+	signer := &fakeSigner{newFakeStore()}
+	w := buildWorld(t, signer)
+	id := w.newKey(p256, usageSign)
+	req := &keyholdv1.SignRequest{KeyId: id, Message: []byte("m"), SigningAlgorithm: ecdsa256}
+	signature := do[*keyholdv1.SignResponse](w, req).GetSignature()
+	verify := &keyholdv1.VerifyRequest{KeyId: id, Message: []byte("m"), Signature: signature, SigningAlgorithm: ecdsa256}
+	do[proto.Message](w, verify)
+	w.start()
+	signer.mu.Lock()
+	for _, k := range signer.keys {
+		k.secret = flipped(k.secret, 200)
+	}
+	signer.mu.Unlock()
+	refuse(w, verify, kms.CodeInternal)
+	refuse(w, &keyholdv1.GetPublicKeyRequest{KeyId: id}, kms.CodeInternal)
+}
