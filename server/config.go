@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -20,6 +21,11 @@ import (
 
 // maxConfigBytes bounds a configuration file.
 const maxConfigBytes = 1 << 20
+
+// minSegmentBytes keeps segments large enough for the largest record there can
+// be (some 180 KB): a change that cannot be recorded would be made and not
+// answered.
+const minSegmentBytes = 256 << 10
 
 // Config is a configuration file. Its comments are the manual: every field
 // says what it means, its unit and its default. Unknown fields are refused.
@@ -140,7 +146,7 @@ type AuditConfig struct {
 	// synced. Optional: synced.
 	Durability string `yaml:"durability,omitempty"`
 	// SegmentBytes is the size of one file, allocated ahead. A multiple of
-	// 4096. Optional: 64 MiB.
+	// 4096, at least 256 KiB. Optional: 64 MiB.
 	SegmentBytes int64 `yaml:"segment_bytes,omitempty"`
 }
 
@@ -248,6 +254,9 @@ func (c *Config) Check() error {
 	if _, err := audit.ParseDurability(c.Audit.Durability); err != nil {
 		fail("audit.durability: %w", err)
 	}
+	if n := c.Audit.SegmentBytes; n != 0 && (n < minSegmentBytes || n%4096 != 0) {
+		fail("audit.segment_bytes is %d: it must be a multiple of 4096 and at least %d", n, minSegmentBytes)
+	}
 	if _, err := logLevel(c.Log.Level); err != nil {
 		fail("log.level: %w", err)
 	}
@@ -273,7 +282,18 @@ func (c *Config) Check() error {
 
 func (c *Config) checkTokens(fail func(string, ...any)) {
 	names := make(map[string]bool)
+	environment := make(map[string]string)
 	for i, t := range c.Tokens {
+		for name, value := range t.Environment {
+			// What os.Setenv and C take.
+			if name == "" || strings.ContainsAny(name, "=\x00") || strings.Contains(value, "\x00") {
+				fail("tokens[%d] (%s): environment: %q is not a name, or its value holds a zero byte", i, t.Name, name)
+			}
+			if other, set := environment[name]; set && other != value {
+				fail("tokens[%d] (%s): environment: %s has another value for an earlier token, and the process has only one environment", i, t.Name, name)
+			}
+			environment[name] = value
+		}
 		if t.Name == "" || names[t.Name] {
 			fail("tokens[%d]: its name %q is empty or taken", i, t.Name)
 		}

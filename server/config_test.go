@@ -68,6 +68,10 @@ func TestConfigRefusals(t *testing.T) {
 		{"no port", replace("cert: a", "cert: a, listen: localhost"), "grpc.listen"},
 		{"no certificate", replace("cert: a, ", ""), "grpc.cert"},
 		{"bad durability", replace("grpc:", "audit: {durability: perhaps}\ngrpc:"), "durability"},
+		{"small segments", replace("grpc:", "audit: {segment_bytes: 258048}\ngrpc:"), "audit.segment_bytes"},
+		{"odd segments", replace("grpc:", "audit: {segment_bytes: 262145}\ngrpc:"), "audit.segment_bytes"},
+		{"environment without a name", replace("    uri:", "    environment: {\"A=B\": c}\n    uri:"), "environment"},
+		{"environment that differs", replace("principals:", "  - {name: b, module: /a, label: b, pin_source: \"env:B\", environment: {X: b}}\n  - {name: c, module: /a, label: c, pin_source: \"env:C\", environment: {X: c}}\nprincipals:"), "only one environment"},
 		{"bad log level", replace("grpc:", "log: {level: loud}\ngrpc:"), "log.level"},
 		{"bad log format", replace("grpc:", "log: {format: xml}\ngrpc:"), "log.format"},
 		{"negative limit", replace("grpc:", "limits: {in_flight: -1}\ngrpc:"), "limits"},
@@ -79,6 +83,18 @@ func TestConfigRefusals(t *testing.T) {
 		}
 		if err != nil && strings.Contains(err.Error(), "123456\"") {
 			t.Errorf("%s: the error repeats a PIN: %v", tt.name, err)
+		}
+	}
+}
+
+func TestConfigAcceptances(t *testing.T) {
+	t.Parallel()
+	for name, text := range map[string]string{
+		"smallest segments":        valid + "audit: {segment_bytes: 262144}\n",
+		"tokens that share a word": strings.Replace(valid, "principals:", "  - {name: b, module: /a, label: b, pin_source: \"env:B\", environment: {X: b}}\n  - {name: c, module: /a, label: c, pin_source: \"env:C\", environment: {X: b, Y: c}}\nprincipals:", 1),
+	} {
+		if _, err := server.ParseConfig([]byte(text)); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

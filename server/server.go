@@ -103,7 +103,8 @@ func (s *Server) openTokens() error {
 	for _, t := range s.cfg.Tokens {
 		for name, value := range t.Environment {
 			if old, set := os.LookupEnv(name); set && old != value {
-				s.log.Warn("the environment says otherwise than the configuration, which holds", "name", name, "environment", old, "configuration", value)
+				// Without the values: those of the environment may be secret.
+				s.log.Warn("the environment says otherwise than the configuration, which holds", "name", name, "token", t.Name)
 			}
 			if err := os.Setenv(name, value); err != nil {
 				return fmt.Errorf("set %s for the token %s: %w", name, t.Name, err)

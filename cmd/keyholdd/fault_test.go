@@ -337,7 +337,7 @@ func TestAuditDiskFull(t *testing.T) {
 	d := start(t, dir)
 	d.stop(t)
 	path := writeConfig(t, filepath.Join(dir, "keyholdd.yaml"), func(c *server.Config) {
-		c.Audit.Dir, c.Audit.SegmentBytes = filepath.Join(disk, "audit"), 128<<10
+		c.Audit.Dir, c.Audit.SegmentBytes = filepath.Join(disk, "audit"), 256<<10
 	})
 	if out, err := exec.Command(binaries.keyholdd, "init", "--config", path).CombinedOutput(); err != nil {
 		t.Fatalf("init: %v\n%s", err, out)
