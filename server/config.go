@@ -126,6 +126,9 @@ type GRPCConfig struct {
 	// ClientCA is who may issue client certificates, PEM. Read again when it
 	// changes.
 	ClientCA string `yaml:"client_ca,omitempty"`
+	// MaxConnections bounds the connections that are open, those of clients that
+	// are not authenticated yet included. More wait. Optional: 1024.
+	MaxConnections int `yaml:"max_connections,omitempty"`
 }
 
 // AdminConfig is the admin listener: metrics, health, readiness. It has no
@@ -214,6 +217,7 @@ func ParseConfig(b []byte) (*Config, error) {
 func (c *Config) setDefaults() {
 	orDefault(&c.GRPC.Listen, "127.0.0.1:9443")
 	orDefault(&c.Admin.Listen, "127.0.0.1:9090")
+	orDefault(&c.GRPC.MaxConnections, 1024)
 	orDefault(&c.Audit.Durability, audit.Synced.String())
 	orDefault(&c.Log.Level, "info")
 	orDefault(&c.Log.Format, "text")
@@ -245,6 +249,9 @@ func (c *Config) Check() error {
 	}
 	if _, _, err := net.SplitHostPort(c.GRPC.Listen); err != nil {
 		fail("grpc.listen: %w", err)
+	}
+	if c.GRPC.MaxConnections < 1 {
+		fail("grpc.max_connections is negative")
 	}
 	if host, _, err := net.SplitHostPort(c.Admin.Listen); err != nil {
 		fail("admin.listen: %w", err)

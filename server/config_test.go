@@ -72,6 +72,7 @@ func TestConfigRefusals(t *testing.T) {
 		{"odd segments", replace("grpc:", "audit: {segment_bytes: 262145}\ngrpc:"), "audit.segment_bytes"},
 		{"environment without a name", replace("    uri:", "    environment: {\"A=B\": c}\n    uri:"), "environment"},
 		{"environment that differs", replace("principals:", "  - {name: b, module: /a, label: b, pin_source: \"env:B\", environment: {X: b}}\n  - {name: c, module: /a, label: c, pin_source: \"env:C\", environment: {X: c}}\nprincipals:"), "only one environment"},
+		{"negative connections", replace("cert: a", "cert: a, max_connections: -1"), "max_connections"},
 		{"bad log level", replace("grpc:", "log: {level: loud}\ngrpc:"), "log.level"},
 		{"bad log format", replace("grpc:", "log: {format: xml}\ngrpc:"), "log.format"},
 		{"negative limit", replace("grpc:", "limits: {in_flight: -1}\ngrpc:"), "limits"},

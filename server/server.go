@@ -144,7 +144,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	door, err := grpcapi.New(grpcapi.Config{
-		Core: s.Core, Principals: func() *identity.Directory { return s.directory }, TLS: s.tls,
+		Core: s.Core, Principals: func() *identity.Directory { return s.directory }, TLS: s.tls, MaxConnections: s.cfg.GRPC.MaxConnections,
 		DefaultRegion: s.cfg.Regions[0].Name, Logger: s.log, Refused: s.metrics.Refused,
 	})
 	if err != nil {

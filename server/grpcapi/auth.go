@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -44,8 +45,10 @@ func (s *Server) authenticate(ctx context.Context, requestID string) (*identity.
 		SourceIP: address(p.Addr), TLSVersion: tlsVersion(info.State.Version), CipherSuite: tls.CipherSuiteName(info.State.CipherSuite),
 	}
 	md, _ := metadata.FromIncomingContext(ctx)
-	if v := md.Get(regionHeader); len(v) == 1 && v[0] != "" {
-		c.Region = v[0][:min(len(v[0]), maxRegionBytes)]
+	// Several are never silently one of them, nor the default: no region has a
+	// comma in its name, so the core refuses what they make together.
+	if v := strings.Join(md.Get(regionHeader), ","); v != "" {
+		c.Region = v[:min(len(v), maxRegionBytes)]
 	}
 	if v := md.Get("user-agent"); len(v) > 0 {
 		c.UserAgent = v[0][:min(len(v[0]), maxUserAgentBytes)]
@@ -58,7 +61,7 @@ func (s *Server) refuse(ctx context.Context, requestID, from, why string) error 
 	if s.cfg.Refused != nil {
 		s.cfg.Refused()
 	}
-	s.logSparingly(ctx, "caller not authenticated", "from", from, "why", why, "request_id", requestID)
+	s.logSparingly(ctx, s.strangers, "caller not authenticated", "from", from, "why", why, "request_id", requestID)
 	return withInfo(codes.Unauthenticated, "UnrecognizedClientException",
 		"The client certificate is not bound to a principal. Bind one of its subjects in the configuration's principals.", requestID, nil)
 }

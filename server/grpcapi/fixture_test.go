@@ -26,6 +26,7 @@ import (
 
 	"github.com/keyhold/keyhold/server/grpcapi"
 	"github.com/keyhold/keyhold/server/identity"
+	"github.com/keyhold/keyhold/server/kms"
 )
 
 // authority signs test certificates.
@@ -134,6 +135,13 @@ func (c *core) Do(ctx context.Context, caller *identity.Caller, operation string
 	return c.do(ctx, caller, operation, req)
 }
 
+func (c *core) Malformed(_ context.Context, _ *identity.Caller, operation string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.calls = append(c.calls, "malformed "+operation)
+	return &kms.Error{Code: kms.CodeValidation, Message: "malformed"}
+}
+
 func (c *core) Ready() error {
 	if p := c.ready.Load(); p != nil {
 		return *p
@@ -173,7 +181,7 @@ func open(t *testing.T, c *core) *door {
 		t.Fatal(err)
 	}
 	d.Server, err = grpcapi.New(grpcapi.Config{
-		Core: c, Principals: func() *identity.Directory { return directory }, TLS: conf, DefaultRegion: "us-east-1",
+		Core: c, Principals: func() *identity.Directory { return directory }, TLS: conf, MaxConnections: 64, DefaultRegion: "us-east-1",
 		Logger: log, Refused: func() { d.refused.Add(1) },
 	})
 	if err != nil {

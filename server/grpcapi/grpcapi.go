@@ -14,10 +14,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"sync/atomic"
 	"time"
 
-	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
@@ -55,6 +53,8 @@ const (
 type Core interface {
 	// Do carries out an operation; see kms.Service.Do.
 	Do(ctx context.Context, caller *identity.Caller, operation string, req proto.Message) (proto.Message, error)
+	// Malformed records that a request was not decoded and returns the answer.
+	Malformed(ctx context.Context, caller *identity.Caller, operation string) error
 	// Ready returns nil where requests can be served.
 	Ready() error
 }
@@ -68,6 +68,8 @@ type Config struct {
 	Principals func() *identity.Directory
 	// TLS requires and verifies client certificates.
 	TLS *tls.Config
+	// MaxConnections bounds the connections that are open, authenticated or not.
+	MaxConnections int
 	// DefaultRegion is that of requests that name none.
 	DefaultRegion string
 	Logger        *slog.Logger
@@ -81,10 +83,10 @@ type Server struct {
 	log    *slog.Logger
 	grpc   *grpc.Server
 	health *health.Server
-	// logLimit keeps a flood of failures from becoming a flood of log lines.
-	logLimit   *rate.Limiter
-	suppressed atomic.Int64
-	stop       chan struct{}
+	// strangers and failed bound what is logged of callers that nobody knows and
+	// of the service's own faults.
+	strangers, failed *sparing
+	stop              chan struct{}
 }
 
 // New makes a Server that serves nothing yet.
@@ -92,7 +94,10 @@ func New(cfg Config) (*Server, error) {
 	if cfg.TLS == nil || cfg.TLS.MinVersion < tls.VersionTLS13 || cfg.TLS.ClientAuth != tls.RequireAndVerifyClientCert {
 		return nil, errors.New("grpcapi: TLS 1.3 with verified client certificates is required")
 	}
-	s := &Server{cfg: cfg, log: cfg.Logger, health: health.NewServer(), logLimit: rate.NewLimiter(10, 50), stop: make(chan struct{})}
+	if cfg.MaxConnections < 1 {
+		return nil, errors.New("grpcapi: MaxConnections must be positive")
+	}
+	s := &Server{cfg: cfg, log: cfg.Logger, health: health.NewServer(), strangers: newSparing(), failed: newSparing(), stop: make(chan struct{})}
 	s.grpc = grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(cfg.TLS)),
 		grpc.ForceServerCodecV2(newCodec()),
@@ -122,7 +127,7 @@ func New(cfg Config) (*Server, error) {
 // Serve accepts connections on l until Shutdown. It closes l.
 func (s *Server) Serve(l net.Listener) error {
 	go s.watchHealth()
-	if err := s.grpc.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+	if err := s.grpc.Serve(limit(l, s.cfg.MaxConnections)); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("serve gRPC on %s: %w", l.Addr(), err)
 	}
 	return nil

@@ -207,6 +207,11 @@ func TestRegionMetadata(t *testing.T) {
 			t.Errorf("region %q arrived as %q, %v", sent, region, err)
 		}
 	}
+	// Two are not one of them, and not the default.
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "keyhold-region", "us-east-1", "keyhold-region", "eu-west-1")
+	if _, err := client.GenerateRandom(ctx, &keyholdv1.GenerateRandomRequest{}); err != nil || region != "us-east-1,eu-west-1" {
+		t.Errorf("two regions arrived as %q, %v", region, err)
+	}
 }
 
 // garbage is a codec that sends bytes that are no message.
@@ -242,6 +247,12 @@ func TestBadRequests(t *testing.T) {
 			t.Errorf("%s: reason %s", tt.name, infoOf(t, err).GetReason())
 		}
 	}
+	// The core hears of them: it records them.
+	c.mu.Lock()
+	if n := slices.Index(c.calls, "malformed Encrypt"); n != 1 || len(c.calls) != 3 {
+		t.Errorf("the core was called for %q, want one request and two that are malformed", c.calls)
+	}
+	c.mu.Unlock()
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "x", strings.Repeat("y", 32<<10))
 	if _, err := keyholdv1.NewCryptographyServiceClient(conn).Encrypt(ctx, &keyholdv1.EncryptRequest{}); err == nil {
 		t.Error("32 KiB of metadata were accepted")

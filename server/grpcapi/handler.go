@@ -54,7 +54,7 @@ func handler(md protoreflect.MethodDescriptor, input protoreflect.MessageType) g
 		}
 		defer kms.Wipe(req.message)
 		if req.err != nil {
-			return nil, malformed(requestID)
+			return nil, s.failure(ctx, operation, requestID, s.cfg.Core.Malformed(ctx, caller, operation))
 		}
 		if _, ok := ctx.Deadline(); !ok {
 			var cancel context.CancelFunc

@@ -3,8 +3,10 @@ package grpcapi
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -70,7 +72,7 @@ func (s *Server) failure(ctx context.Context, operation, requestID string, err e
 			cause = err
 		}
 		if code != codes.Canceled {
-			s.logSparingly(ctx, "request failed", "operation", operation, "request_id", requestID, "code", e.Code, "err", cause)
+			s.logSparingly(ctx, s.failed, "request failed", "operation", operation, "request_id", requestID, "code", e.Code, "err", cause)
 		}
 	}
 	var more []protoadapt.MessageV1
@@ -82,12 +84,6 @@ func (s *Server) failure(ctx context.Context, operation, requestID string, err e
 		more = append(more, protoadapt.MessageV1Of(bad))
 	}
 	return withInfo(code, string(e.Code), e.Message, requestID, more)
-}
-
-// malformed answers a request that does not decode. The decoder's words may
-// hold parts of the request, so they are not repeated.
-func malformed(requestID string) error {
-	return withInfo(codes.InvalidArgument, string(kms.CodeValidation), "The request is not a valid message of this method.", requestID, nil)
 }
 
 func withInfo(code codes.Code, reason, message, requestID string, more []protoadapt.MessageV1) error {
@@ -102,14 +98,26 @@ func withInfo(code codes.Code, reason, message, requestID string, more []protoad
 	return st.Err()
 }
 
-// logSparingly logs at most ten such lines a second, and says how many it
+// sparing keeps a flood of one kind of line from becoming a flood of the log.
+// Each kind has its own, so that strangers who are refused cannot keep the
+// service's own faults out of the log.
+type sparing struct {
+	limit *rate.Limiter
+	// leftOut counts lines since the last one that was logged.
+	leftOut atomic.Int64
+}
+
+// newSparing allows ten lines a second, and 50 at once.
+func newSparing() *sparing { return &sparing{limit: rate.NewLimiter(10, 50)} }
+
+// logSparingly logs unless there was too much of it, and says how many lines it
 // left out.
-func (s *Server) logSparingly(ctx context.Context, msg string, args ...any) {
-	if !s.logLimit.AllowN(time.Now(), 1) {
-		s.suppressed.Add(1)
+func (s *Server) logSparingly(ctx context.Context, of *sparing, msg string, args ...any) {
+	if !of.limit.AllowN(time.Now(), 1) {
+		of.leftOut.Add(1)
 		return
 	}
-	if n := s.suppressed.Swap(0); n > 0 {
+	if n := of.leftOut.Swap(0); n > 0 {
 		args = append(args, "lines_left_out", n)
 	}
 	s.log.WarnContext(ctx, msg, args...) //nolint:sloglint // a constant at every caller

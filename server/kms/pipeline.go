@@ -28,6 +28,8 @@ type call struct {
 	// subjects are what the request is about, one per permission of the
 	// operation (step 5).
 	subjects []subject
+	// malformed: the door could not decode the request; there is no req.
+	malformed bool
 	// entered is set in step 3: the request counts as under way.
 	entered bool
 	// validated is set after step 2: parameters may be recorded.
@@ -68,13 +70,30 @@ func (s *Service) Do(ctx context.Context, caller *identity.Caller, operation str
 	if req.ProtoReflect().Descriptor() != op.input {
 		return nil, internalError(fmt.Errorf("operation %s was given a %s", op.name, req.ProtoReflect().Descriptor().FullName()))
 	}
+	return s.run(ctx, c)
+}
+
+// Malformed records that a door could not decode a request, and returns what
+// the door answers with. A refusal is a refusal: without this a caller could
+// try what it likes and leave no trace. The error is always an *Error.
+func (s *Service) Malformed(ctx context.Context, caller *identity.Caller, operation string) error {
+	op := s.ops[operation]
+	if op == nil || caller == nil || caller.Principal == nil {
+		return internalError(fmt.Errorf("a malformed request for %q by nobody, or for nothing", clip(operation)))
+	}
+	_, err := s.run(ctx, &call{op: op, caller: caller, region: Region(caller.Region), start: s.now(), malformed: true})
+	return err
+}
+
+// run carries a call out, with its record and its metrics.
+func (s *Service) run(ctx context.Context, c *call) (proto.Message, error) {
 	resp, err := s.handle(withTiming(ctx, &c.timing), c)
 	if s.observer != nil {
 		var code Code
 		if err != nil {
 			code = err.Code
 		}
-		s.observer.Operation(op.name, code, s.now().Sub(c.start), c.timing)
+		s.observer.Operation(c.op.name, code, s.now().Sub(c.start), c.timing)
 	}
 	if err != nil {
 		return nil, err // a typed nil must not become an error
@@ -112,7 +131,11 @@ func (s *Service) perform(ctx context.Context, c *call) (resp proto.Message, err
 			resp, err = nil, internalError(fmt.Errorf("panic in %s: %v\n%s", c.op.name, p, debug.Stack()))
 		}
 	}()
-	// Step 2: validate.
+	// Step 2: validate. The decoder's words may hold parts of the request, so
+	// they are not repeated.
+	if c.malformed {
+		return nil, errorf(CodeValidation, "The request is not a valid message of this method.")
+	}
 	if err := s.validate(c); err != nil {
 		return nil, err
 	}

@@ -217,3 +217,38 @@ func TestLargestRecords(t *testing.T) {
 		}
 	}
 }
+
+// TestMalformed: what a door could not decode is refused on the record, and
+// without a record it is not answered as a refusal.
+func TestMalformed(t *testing.T) {
+	j := &faultyJournal{}
+	w, _ := newFakeWorld(t, withConfig(func(c *kms.Config) { j.Journal = c.Journal; c.Journal = j }))
+	code := func(err error) kms.Code {
+		t.Helper()
+		var e *kms.Error
+		if !errors.As(err, &e) {
+			t.Fatalf("%v is a %T", err, err)
+		}
+		return e.Code
+	}
+	for _, operation := range w.svc.Operations() {
+		events := w.eventsOf(func() {
+			if got := code(w.svc.Malformed(t.Context(), alice(), operation)); got != kms.CodeValidation {
+				t.Errorf("%s: %s", operation, got)
+			}
+		})
+		if len(events) != 1 || events[0].EventName != operation || events[0].ErrorCode != string(kms.CodeValidation) || events[0].RequestParameters != nil {
+			t.Errorf("%s left %+v", operation, events)
+		}
+	}
+	j.failing(func([]byte) error { return audit.ErrUnavailable })
+	if got := code(w.svc.Malformed(t.Context(), alice(), "Encrypt")); got != kms.CodeInternal {
+		t.Errorf("without a journal: %s", got)
+	}
+	j.failing(nil)
+	for _, err := range []error{w.svc.Malformed(t.Context(), nil, "Encrypt"), w.svc.Malformed(t.Context(), alice(), "Nothing")} {
+		if got := code(err); got != kms.CodeInternal {
+			t.Errorf("by nobody or for nothing: %s", got)
+		}
+	}
+}
