@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -17,15 +18,15 @@ var errClockHeld = errors.New("the clock jumped; deletions wait until an operato
 // clockGuard remembers whether the clock is in doubt. A wrong clock must not
 // destroy keys: a year forward would end every waiting period at once.
 type clockGuard struct {
-	mu   sync.Mutex
-	held bool
+	mu sync.Mutex // serialises looks at the clock
+	// held is read without mu: who watches the service must see something also
+	// while the store hangs.
+	held atomic.Bool
 }
 
 // ClockHeld reports whether deletions wait for the clock to be confirmed.
 func (s *Service) ClockHeld() bool {
-	s.clock.mu.Lock()
-	defer s.clock.mu.Unlock()
-	return s.clock.held
+	return s.clock.held.Load()
 }
 
 // checkClock compares the clock with the last tick and stores a new one. A
@@ -44,15 +45,15 @@ func (s *Service) checkClock(ctx context.Context, now time.Time) error {
 	// question.
 	jump := now.Round(0).Sub(last)
 	if !last.IsZero() && (jump > MaxClockJump || jump < -MaxClockJump) && !s.confirmed() {
-		if !s.clock.held {
+		if !s.clock.held.Load() {
 			s.log.WarnContext(ctx, "clock differs from the last tick by more than an hour, deletions are held until it is confirmed", "now", now.UTC(), "last_tick", last.UTC(), "hint", "check the clock, then run `keyholdd confirm-clock`")
 		}
-		s.clock.held = true
+		s.clock.held.Store(true)
 		return errClockHeld
 	}
-	if s.clock.held {
+	if s.clock.held.Load() {
 		s.log.InfoContext(ctx, "clock confirmed, deletions go on", "now", now.UTC())
-		s.clock.held = false
+		s.clock.held.Store(false)
 	}
 	if err := s.store.Tick(ctx, now); err != nil {
 		s.log.WarnContext(ctx, "tick not stored, deletions wait", "err", err)

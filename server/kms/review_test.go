@@ -104,6 +104,29 @@ func TestLeaseObeysDeadline(t *testing.T) {
 	}
 }
 
+// LastTick hangs as well.
+func (d *hangingDB) LastTick(ctx context.Context) (time.Time, error) {
+	d.entered <- struct{}{}
+	<-d.release
+	return d.Store.LastTick(ctx)
+}
+
+// TestHangingStoreIsWatchable: what metrics and readiness read answers while
+// the store hangs.
+func TestHangingStoreIsWatchable(t *testing.T) {
+	db := &hangingDB{entered: make(chan struct{}), release: make(chan struct{})}
+	w, _ := newFakeWorld(t, withConfig(func(c *kms.Config) { db.Store = c.Store; c.Store = db }))
+	maintained := make(chan struct{})
+	go func() { w.svc.Maintain(t.Context()); close(maintained) }()
+	<-db.entered
+	// A deadlock here ends the test run with a stack.
+	if w.svc.ClockHeld() || w.svc.Ready() != nil || len(w.svc.KeyCounts()) != 0 || len(w.svc.Orphans()) != 0 {
+		t.Error("held, not ready, or not empty")
+	}
+	close(db.release)
+	<-maintained
+}
+
 // slowJournal holds appends back.
 type slowJournal struct {
 	kms.Journal
