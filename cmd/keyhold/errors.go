@@ -69,8 +69,17 @@ func addConnectionHint(err error, conf *config) error {
 			"the address, or of KEYHOLD_SERVER_NAME. %s", orWord(conf.text(setCA), "not set, so the system's roots count"), where)
 	case strings.Contains(e.Message, "remote error: tls"):
 		return withHint(err, "the server did not accept the certificate %s (KEYHOLD_CERT)", conf.text(setCert))
+	case hungUp(e.Message):
+		return withHint(err, "the server hung up: it may not have accepted the certificate %s (KEYHOLD_CERT). %s", conf.text(setCert), where)
 	}
 	return withHint(err, "is the server running, and reachable from here? %s", where)
+}
+
+// hungUp tells whether the server closed a connection that it had accepted.
+// With TLS 1.3 a client writes before it learns that its certificate was
+// refused, and the refusal may be lost behind the broken connection.
+func hungUp(message string) bool {
+	return strings.Contains(message, "broken pipe") || strings.Contains(message, "connection reset") || strings.Contains(message, "EOF")
 }
 
 // printError writes an error for people: one line, then the fields at fault,
