@@ -213,13 +213,16 @@ func TestMissingPowers(t *testing.T) {
 	if !bytes.Equal(w.decrypt(blob, nil), []byte("x")) {
 		t.Error("sealing does not work")
 	}
+	for _, req := range []proto.Message{&keyholdv1.CreateKeyRequest{}, &keyholdv1.GenerateRandomRequest{NumberOfBytes: ptr(int32(1))}} {
+		refuse(w, req, kms.CodeUnsupportedOperation)
+	}
+	// These do not declare UnsupportedOperationException.
 	for _, req := range []proto.Message{
-		&keyholdv1.CreateKeyRequest{}, &keyholdv1.GenerateRandomRequest{NumberOfBytes: ptr(int32(1))},
 		&keyholdv1.GenerateMacRequest{KeyId: mac, Message: []byte("x"), MacAlgorithm: macSHA256},
 		&keyholdv1.VerifyMacRequest{KeyId: mac, Message: []byte("x"), Mac: []byte("x"), MacAlgorithm: macSHA256},
 		&keyholdv1.GenerateDataKeyRequest{KeyId: aes, NumberOfBytes: ptr(int32(1))},
 	} {
-		refuse(w, req, kms.CodeUnsupportedOperation)
+		refuse(w, req, kms.CodeInvalidKeyUsage)
 	}
 	if orphans, err := w.svc.Reconcile(t.Context()); err != nil || len(orphans) != 0 {
 		t.Errorf("a store without inventory: %v, %v", orphans, err)

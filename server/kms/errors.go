@@ -116,11 +116,22 @@ func asError(op *operation, err error) *Error {
 	case errors.Is(err, ErrNotAuthentic):
 		return &Error{Code: CodeInvalidCiphertext, cause: err}
 	case errors.Is(err, ErrUnsupported):
-		return &Error{Code: CodeUnsupportedOperation, Message: err.Error(), cause: err}
+		return unsupported(op, err)
 	case errors.Is(err, ErrStoreUnavailable), errors.Is(err, ErrKeyMissing):
 		return unavailable(op, err)
 	}
 	return internalError(err)
+}
+
+// unsupported is the answer to what the key store cannot do. Operations with a
+// key do not declare an exception for that: the key cannot be used so.
+func unsupported(op *operation, cause error) *Error {
+	for _, code := range []Code{CodeUnsupportedOperation, CodeInvalidKeyUsage} {
+		if op.declares(code) {
+			return &Error{Code: code, Message: cause.Error(), cause: cause}
+		}
+	}
+	return internalError(cause)
 }
 
 // unavailable is the answer where the token or the object is not there.

@@ -9,15 +9,18 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/keyhold/keyhold/hsm"
 	"github.com/keyhold/keyhold/hsm/hsmtest"
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 	"github.com/keyhold/keyhold/server/audit"
 	"github.com/keyhold/keyhold/server/identity"
 	"github.com/keyhold/keyhold/server/kms"
@@ -251,12 +254,31 @@ func tryIn[R proto.Message](ctx context.Context, w *world, caller *identity.Call
 			w.t.Errorf("%s: the error %v is a %T, not a *kms.Error", operationOf(req), err, err)
 			return zero, &kms.Error{Code: "?", Message: err.Error()}
 		}
+		if !declared(operationOf(req), e.Code) {
+			w.t.Errorf("%s answered with %s, which it does not declare", operationOf(req), describe(e))
+		}
 		if resp != nil {
 			w.t.Errorf("%s: an answer beside the error %v", operationOf(req), err)
 		}
 		return zero, e
 	}
 	return resp.(R), nil
+}
+
+// declared reports whether the operation may answer with the code: it declares
+// it, or every operation may.
+func declared(name string, code kms.Code) bool {
+	switch code {
+	case kms.CodeValidation, kms.CodeAccessDenied, kms.CodeThrottling, kms.CodeUnknownOperation:
+		return true
+	}
+	for _, sd := range kms.Services() {
+		if md := sd.Methods().ByName(protoreflect.Name(name)); md != nil {
+			op, _ := proto.GetExtension(md.Options(), keyholdv1.E_Operation).(*keyholdv1.Operation)
+			return slices.Contains(op.GetErrors(), string(code))
+		}
+	}
+	return false
 }
 
 // do makes a request as alice that must succeed.

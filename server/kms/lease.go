@@ -84,7 +84,7 @@ func (s *Service) refillAndTake(ctx context.Context, e *entry, l *sealLease) err
 			return nil
 		}
 		if l.spent.Load() {
-			return errorf(CodeLimitExceeded, "%s has encrypted 2^32 times, the safe limit of its key material. It still decrypts; create a new key and move its aliases.", e.arn)
+			return errorf(CodeInvalidState, "%s has encrypted 2^32 times, the safe limit of its key material. It still decrypts; create a new key and move its aliases.", e.arn)
 		}
 		if err := s.refill(ctx, e, l); err != nil {
 			return err

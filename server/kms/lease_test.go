@@ -73,7 +73,7 @@ func TestSealLimit(t *testing.T) {
 			t.Errorf("blocks of %d: %d seals, want 17", block, got)
 		}
 		for _, req := range sealing(key, blob) {
-			e := refuse(w, req, kms.CodeLimitExceeded)
+			e := refuse(w, req, kms.CodeInvalidState)
 			if !strings.Contains(e.Message, "2^32") || !strings.Contains(e.Message, key) {
 				t.Errorf("the refusal says %q", e.Message)
 			}
@@ -88,7 +88,7 @@ func TestSealLimit(t *testing.T) {
 		// Refusals do not ask the database each time.
 		asked := db.asked.Load()
 		for range 50 {
-			refuse(w, sealing(key, blob)[0], kms.CodeLimitExceeded)
+			refuse(w, sealing(key, blob)[0], kms.CodeInvalidState)
 		}
 		if got := db.asked.Load(); got != asked {
 			t.Errorf("50 refusals asked the database %d times", got-asked)
@@ -112,7 +112,7 @@ func TestSealLimitConcurrent(t *testing.T) {
 					switch {
 					case err == nil:
 						ok.Add(1)
-					case err.Code == kms.CodeLimitExceeded:
+					case err.Code == kms.CodeInvalidState:
 						refused.Add(1)
 					default:
 						t.Error(describe(err))
@@ -237,5 +237,5 @@ func TestSealAlarm(t *testing.T) {
 		t.Error("not warned past 2^31")
 	}
 	w.start()
-	refuse(w, &keyholdv1.EncryptRequest{KeyId: key, Plaintext: []byte("x")}, kms.CodeLimitExceeded)
+	refuse(w, &keyholdv1.EncryptRequest{KeyId: key, Plaintext: []byte("x")}, kms.CodeInvalidState)
 }

@@ -205,7 +205,7 @@ func (f *fleet) testUsage(t *testing.T) {
 			if alg == ed25519ph {
 				message, kind = make([]byte, 64), digest
 				if k.spec == edwards {
-					also = append(also, kms.CodeUnsupportedOperation, kms.CodeInvalidSignature)
+					also = append(also, kms.CodeInvalidSignature)
 				}
 			}
 			check(slices.Contains(k.sign, alg), &keyholdv1.SignRequest{KeyId: id, Message: message, MessageType: kind, SigningAlgorithm: alg}, also...)
@@ -302,9 +302,9 @@ func (f *fleet) testDigests(t *testing.T) {
 		if keyKinds[i].spec == edwards {
 			refuse(w, &keyholdv1.SignRequest{KeyId: id, Message: make([]byte, 64), MessageType: raw, SigningAlgorithm: ed25519ph}, kms.CodeValidation)
 			refuse(w, &keyholdv1.SignRequest{KeyId: id, Message: make([]byte, 63), MessageType: digest, SigningAlgorithm: ed25519ph}, kms.CodeValidation)
-			refuse(w, &keyholdv1.SignRequest{KeyId: id, Message: make([]byte, 64), MessageType: digest, SigningAlgorithm: ed25519ph}, kms.CodeUnsupportedOperation)
+			refuse(w, &keyholdv1.SignRequest{KeyId: id, Message: make([]byte, 64), MessageType: digest, SigningAlgorithm: ed25519ph}, kms.CodeInvalidKeyUsage)
 			// Nor does a dry run promise what cannot be done.
-			refuse(w, &keyholdv1.SignRequest{KeyId: id, Message: make([]byte, 64), MessageType: digest, SigningAlgorithm: ed25519ph, DryRun: ptr(true)}, kms.CodeUnsupportedOperation)
+			refuse(w, &keyholdv1.SignRequest{KeyId: id, Message: make([]byte, 64), MessageType: digest, SigningAlgorithm: ed25519ph, DryRun: ptr(true)}, kms.CodeInvalidKeyUsage)
 		}
 	})
 }

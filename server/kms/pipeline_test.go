@@ -337,7 +337,7 @@ func TestStoreErrors(t *testing.T) {
 		{"MAC", context.DeadlineExceeded, generateMac, kms.CodeInternal, true},
 		{"Seal", context.Canceled, encrypt, kms.CodeInternal, true},
 		{"Open", errors.New("CKR_GENERAL_ERROR of slot 7"), decrypt, kms.CodeInternal, false},
-		{"Open", kms.ErrUnsupported, decrypt, kms.CodeUnsupportedOperation, false},
+		{"Open", kms.ErrUnsupported, decrypt, kms.CodeInvalidKeyUsage, false},
 	} {
 		fake.failing(c.call, c.err)
 		e := refuse(w, c.req, c.want)
