@@ -18,6 +18,7 @@ type operation struct {
 	name   string
 	spec   *keyholdv1.Operation
 	input  protoreflect.MessageDescriptor
+	nested bool                         // the request has lists or messages in it
 	blob   protoreflect.FieldDescriptor // the field of a ciphertext, or nil
 	fields []protoreflect.FieldDescriptor
 }
@@ -113,6 +114,10 @@ func buildOperations() (map[string]*operation, error) {
 				return nil, fmt.Errorf("kms: method %s has no implementation, or two", md.FullName())
 			}
 			op := &operation{row: r, name: name, input: md.Input()}
+			for i := range md.Input().Fields().Len() {
+				fd := md.Input().Fields().Get(i)
+				op.nested = op.nested || fd.IsList() || fd.Message() != nil && !fd.IsMap()
+			}
 			op.spec, ok = proto.GetExtension(md.Options(), keyholdv1.E_Operation).(*keyholdv1.Operation)
 			if !ok || op.spec == nil || op.spec.GetPlane() == keyholdv1.Plane_PLANE_UNSPECIFIED || len(op.spec.GetPermissions()) == 0 {
 				return nil, fmt.Errorf("kms: method %s lacks its options", md.FullName())

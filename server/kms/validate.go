@@ -14,11 +14,13 @@ import (
 
 // validate is step 2: what the proto declares, then what it cannot.
 func (s *Service) validate(c *call) error {
-	if field := unknownField(c.req.ProtoReflect(), ""); field != "" {
+	if field := unknownField(c.req.ProtoReflect(), "", c.op.nested); field != "" {
 		return invalidField(field, "is not known to this version of the service")
 	}
-	if err := checkLists(c.req.ProtoReflect()); err != nil {
-		return err
+	if c.op.nested {
+		if err := checkLists(c.req.ProtoReflect()); err != nil {
+			return err
+		}
 	}
 	if err := s.validator.Validate(c.req); err != nil {
 		return asViolations(err)
@@ -73,10 +75,14 @@ func asViolations(err error) error {
 
 // unknownField finds what the client sent and this version does not know. A
 // field that is silently ignored may be one that the client relies on.
-func unknownField(m protoreflect.Message, path string) string {
+// Without nested, m has no lists and no messages to look into.
+func unknownField(m protoreflect.Message, path string, nested bool) string {
 	if len(m.GetUnknown()) > 0 {
 		n, _, _ := protowire.ConsumeTag(m.GetUnknown())
 		return fmt.Sprintf("%sfield %d", path, n)
+	}
+	if !nested {
+		return ""
 	}
 	found := ""
 	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
@@ -84,12 +90,12 @@ func unknownField(m protoreflect.Message, path string) string {
 		case fd.IsMap() || fd.Message() == nil:
 		case fd.IsList():
 			for i := range v.List().Len() {
-				if found = unknownField(v.List().Get(i).Message(), fmt.Sprintf("%s%s[%d].", path, fd.Name(), i)); found != "" {
+				if found = unknownField(v.List().Get(i).Message(), fmt.Sprintf("%s%s[%d].", path, fd.Name(), i), true); found != "" {
 					return false
 				}
 			}
 		default:
-			found = unknownField(v.Message(), path+string(fd.Name())+".")
+			found = unknownField(v.Message(), path+string(fd.Name())+".", true)
 		}
 		return found == ""
 	})
