@@ -275,3 +275,23 @@ func TestMalformed(t *testing.T) {
 		}
 	}
 }
+
+// TestNothingIsEncryptedForALostKey: the public half is on the host, and what
+// it encrypts could never be decrypted once the private half is gone.
+func TestNothingIsEncryptedForALostKey(t *testing.T) {
+	w := newWorld(t)
+	id := w.newKey(rsa2048, usageEncrypt)
+	req := &keyholdv1.EncryptRequest{KeyId: id, Plaintext: []byte("x"), EncryptionAlgorithm: oaepSHA256}
+	do[*keyholdv1.EncryptResponse](w, req)
+	rec, err := w.db.Key(t.Context(), kms.KeyID(id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.cfg.Regions[testRegion].(kms.Generator).Destroy(t.Context(), rec.Current().Locator); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.svc.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	refuse(w, req, kms.CodeKeyUnavailable)
+}
