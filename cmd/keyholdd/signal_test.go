@@ -28,7 +28,48 @@ func TestHangupWhileDraining(t *testing.T) {
 	s := startServe(t, writeConfig(t, filepath.Join(dir, "keyholdd.yaml"), func(c *server.Config) { c.ShutdownGrace = time.Minute }), d.env)
 	s.untilReady(t, true, "ready")
 
-	// An open call keeps the daemon draining.
+	conn := s.hold(t)
+	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the daemon stops", s.logged("stopping"))
+	if err := s.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "SIGHUP is taken", s.logged("reloading"))
+	conn.Close() // the call ends
+	<-s.exited
+	if s.err != nil {
+		t.Errorf("keyholdd ended with %v\n%s", s.err, s.log)
+	}
+}
+
+// TestSecondSignalEnds: who cannot wait for the drain says so twice.
+func TestSecondSignalEnds(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "dev")
+	d := start(t, dir)
+	d.stop(t)
+	s := startServe(t, writeConfig(t, filepath.Join(dir, "keyholdd.yaml"), func(c *server.Config) { c.ShutdownGrace = time.Hour }), d.env)
+	s.untilReady(t, true, "ready")
+	s.hold(t)
+	if err := s.cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the daemon stops", s.logged("stopping"))
+	if err := s.cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	<-s.exited
+	if s.err == nil {
+		t.Error("keyholdd ended well, though it was interrupted")
+	}
+}
+
+// hold opens a call that keeps the daemon draining until the connection is
+// closed.
+func (d *daemon) hold(t *testing.T) *grpc.ClientConn {
+	t.Helper()
 	pair, err := tls.LoadX509KeyPair(d.env["KEYHOLD_CERT"], d.env["KEYHOLD_KEY"])
 	if err != nil {
 		t.Fatal(err)
@@ -39,13 +80,13 @@ func TestHangupWhileDraining(t *testing.T) {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)
-	conn, err := grpc.NewClient(s.env["KEYHOLD_ADDR"], grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
+	conn, err := grpc.NewClient(d.env["KEYHOLD_ADDR"], grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
 		RootCAs: roots, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13,
 	})))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	t.Cleanup(func() { conn.Close() })
 	watch, err := healthpb.NewHealthClient(conn).Watch(t.Context(), &healthpb.HealthCheckRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -53,25 +94,15 @@ func TestHangupWhileDraining(t *testing.T) {
 	if _, err := watch.Recv(); err != nil {
 		t.Fatal(err)
 	}
-	logged := func(what string) func() error {
-		return func() error {
-			if !strings.Contains(s.log.String(), what) {
-				return errors.New("the log does not say " + what)
-			}
-			return nil
+	return conn
+}
+
+// logged fails while the log lacks the word.
+func (d *daemon) logged(word string) func() error {
+	return func() error {
+		if !strings.Contains(d.log.String(), word) {
+			return errors.New("the log does not say " + word)
 		}
-	}
-	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the daemon stops", logged("stopping"))
-	if err := s.cmd.Process.Signal(syscall.SIGHUP); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "SIGHUP is taken", logged("reloading"))
-	conn.Close() // the call ends
-	<-s.exited
-	if s.err != nil {
-		t.Errorf("keyholdd ended with %v\n%s", s.err, s.log)
+		return nil
 	}
 }
