@@ -3,6 +3,7 @@ package kms
 import (
 	"context"
 	"fmt"
+	"runtime/debug"
 	"sync"
 
 	"github.com/google/uuid"
@@ -44,7 +45,14 @@ type recordBuffer struct{ event, params, elements []byte }
 // maxPooledBytes keeps one giant record from staying in memory for ever.
 const maxPooledBytes = 64 << 10
 
-func (s *Service) record(ctx context.Context, c *call, phase audit.Phase, resp proto.Message, failure *Error) error {
+// record makes one record of a call. A panic is an error: who cannot be recorded
+// is not answered, and the others go on.
+func (s *Service) record(ctx context.Context, c *call, phase audit.Phase, resp proto.Message, failure *Error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic while recording %s: %v\n%s", c.op.name, p, debug.Stack())
+		}
+	}()
 	buf := recordBuffers.Get().(*recordBuffer) //nolint:forcetypeassert // the only type stored
 	defer func() {
 		if cap(buf.event)+cap(buf.params)+cap(buf.elements) <= maxPooledBytes {
@@ -73,7 +81,7 @@ func (s *Service) record(ctx context.Context, c *call, phase audit.Phase, resp p
 		durability = s.durability
 	}
 	start := s.now()
-	_, err := s.journal.Append(ctx, class, durability, buf.event)
+	_, err = s.journal.Append(ctx, class, durability, buf.event)
 	c.timing.Audit += s.now().Sub(start)
 	return err
 }

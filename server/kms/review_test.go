@@ -295,3 +295,18 @@ func TestNothingIsEncryptedForALostKey(t *testing.T) {
 	}
 	refuse(w, req, kms.CodeKeyUnavailable)
 }
+
+// TestPanicWhileRecording: what cannot be recorded is not answered, and one
+// request's record does not end the process.
+func TestPanicWhileRecording(t *testing.T) {
+	j := &faultyJournal{}
+	w, fake := newFakeWorld(t, withConfig(func(c *kms.Config) { j.Journal = c.Journal; c.Journal = j }))
+	j.failing(func([]byte) error { panic("no more ink") })
+	refuse(w, &keyholdv1.GenerateRandomRequest{NumberOfBytes: proto.Int32(8)}, kms.CodeInternal)
+	refuse(w, &keyholdv1.CreateKeyRequest{}, kms.CodeInternal)
+	if fake.size() != 0 {
+		t.Error("a key was made off the record")
+	}
+	j.failing(nil)
+	do[*keyholdv1.CreateKeyResponse](w, &keyholdv1.CreateKeyRequest{})
+}
