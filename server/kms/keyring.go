@@ -40,6 +40,8 @@ type aliasKey struct {
 type scopeIndex struct {
 	keyIDs  []KeyID
 	aliases []string
+	// making counts keys that are being made and not listed yet.
+	making int
 	// byKey has the sorted alias names of each key.
 	byKey map[KeyID][]string
 }
@@ -236,6 +238,25 @@ func (k *keyring) counts(account AccountID, region Region, id KeyID) (keys, alia
 		return 0, 0
 	}
 	return len(ix.keyIDs), len(ix.byKey[id])
+}
+
+// reserve keeps a place for a key that is being made, if the account has one
+// left. unreserve must follow, once the key is there or will not be.
+func (k *keyring) reserve(account AccountID, region Region, most int) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	ix := k.index(scope{account, region})
+	if len(ix.keyIDs)+ix.making >= most {
+		return false
+	}
+	ix.making++
+	return true
+}
+
+func (k *keyring) unreserve(account AccountID, region Region) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.index(scope{account, region}).making--
 }
 
 // each calls f with every key.

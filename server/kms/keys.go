@@ -67,9 +67,13 @@ func tagText(s string) bool {
 // done on the host in its stead.
 func (s *Service) checkCreateKey(c *call, r *keyholdv1.CreateKeyRequest) error {
 	if keys, _ := s.keys.counts(c.caller.Principal.Account, c.region, ""); keys >= s.limits.KeysPerAccount {
-		return errorf(CodeLimitExceeded, "The account has %d keys in this region, the most it may have.", keys)
+		return tooManyKeys(keys)
 	}
 	return s.regions[c.region].Supports(specAndUsage(r))
+}
+
+func tooManyKeys(n int) *Error {
+	return errorf(CodeLimitExceeded, "The account has %d keys in this region, the most it may have.", n)
 }
 
 // createKey: record the intent in the store, generate in the token, commit. A
@@ -80,6 +84,13 @@ func (s *Service) createKey(ctx context.Context, c *call, r *keyholdv1.CreateKey
 	if !ok {
 		return nil, fmt.Errorf("%w: key generation", ErrUnsupported)
 	}
+	// Step 8 looked at the keys that are there; this counts those that are being
+	// made as well.
+	account := c.caller.Principal.Account
+	if !s.keys.reserve(account, c.region, s.limits.KeysPerAccount) {
+		return nil, tooManyKeys(s.limits.KeysPerAccount)
+	}
+	defer s.keys.unreserve(account, c.region)
 	rec, err := s.newRecord(c, r)
 	if err != nil {
 		return nil, err

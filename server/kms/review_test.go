@@ -310,3 +310,36 @@ func TestPanicWhileRecording(t *testing.T) {
 	j.failing(nil)
 	do[*keyholdv1.CreateKeyResponse](w, &keyholdv1.CreateKeyRequest{})
 }
+
+// TestKeyLimitCountsWhatIsBeingMade: keys that are made at the same time stay
+// within the limit together.
+func TestKeyLimitCountsWhatIsBeingMade(t *testing.T) {
+	w, fake := newFakeWorld(t, withConfig(func(c *kms.Config) { c.Limits.KeysPerAccount = 1 }))
+	entered, release := make(chan struct{}), make(chan error)
+	hang := func(_ context.Context, call string) error {
+		if call != "Generate" {
+			return nil
+		}
+		entered <- struct{}{}
+		return <-release
+	}
+	fake.before.Store(&hang)
+	first := make(chan *kms.Error, 1)
+	create := func() {
+		go func() { _, err := try[proto.Message](w, &keyholdv1.CreateKeyRequest{}); first <- err }()
+		<-entered
+	}
+	create()
+	refuse(w, &keyholdv1.CreateKeyRequest{}, kms.CodeLimitExceeded)
+	// One that came to nothing gives its place back.
+	release <- kms.ErrStoreUnavailable
+	if err := <-first; err == nil {
+		t.Fatal("the first key was made")
+	}
+	create()
+	release <- nil
+	if err := <-first; err != nil {
+		t.Fatal(describe(err))
+	}
+	refuse(w, &keyholdv1.CreateKeyRequest{}, kms.CodeLimitExceeded)
+}
