@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync/atomic"
+	"time"
 )
 
 // The limit of sealing operations under one AES-GCM key with random 96-bit
@@ -17,6 +18,9 @@ const alarmSeals = 1 << 31
 // loses at most two leases: a key survives some 8,000 crashes before 2^32.
 const DefaultLeaseSeals = 1 << 18
 
+// refillPause is the time between two refills ahead of need that fail.
+const refillPause = time.Second
+
 // sealLease counts the sealing operations of one key version down. It is
 // filled in blocks from the store, so that restarts never count anew and the
 // store is not asked for each operation.
@@ -26,6 +30,9 @@ type sealLease struct {
 	left atomic.Int64
 	// filling is set while a refill ahead of need is under way.
 	filling atomic.Bool
+	// notBefore is when a refill ahead of need may be tried again after one that
+	// failed, in Unix nanoseconds: not with, and logged for, each encryption.
+	notBefore atomic.Int64
 	// spent is set once the store has nothing more to give: what is refused
 	// then must not cost a write of the database.
 	spent atomic.Bool
@@ -44,7 +51,7 @@ func (s *Service) takeSeal(ctx context.Context, e *entry, v *KeyVersion) error {
 	if !ok {
 		return s.refillAndTake(ctx, e, l)
 	}
-	if left < int64(s.leaseSeals/4) && !l.spent.Load() && l.filling.CompareAndSwap(false, true) {
+	if left < int64(s.leaseSeals/4) && !l.spent.Load() && s.now().UnixNano() >= l.notBefore.Load() && l.filling.CompareAndSwap(false, true) {
 		s.background.Go(func() {
 			defer l.filling.Store(false)
 			if l.lock(s.ctx) != nil {
@@ -52,6 +59,7 @@ func (s *Service) takeSeal(ctx context.Context, e *entry, v *KeyVersion) error {
 			}
 			defer l.unlock()
 			if err := s.refill(s.ctx, e, l); err != nil {
+				l.notBefore.Store(s.now().Add(refillPause).UnixNano())
 				s.log.WarnContext(s.ctx, "seal lease not renewed ahead of need", "key", e.arn, "err", err)
 			}
 		})

@@ -343,3 +343,38 @@ func TestKeyLimitCountsWhatIsBeingMade(t *testing.T) {
 	}
 	refuse(w, &keyholdv1.CreateKeyRequest{}, kms.CodeLimitExceeded)
 }
+
+// TestFailingRefillsAhead: while the store does not give a lease, not every
+// encryption asks it, and fills the log.
+func TestFailingRefillsAhead(t *testing.T) {
+	db := &faultyDB{}
+	w, _ := newFakeWorld(t, withConfig(func(c *kms.Config) { db.Store = c.Store; c.Store = db; c.LeaseSeals = 80 }))
+	id := do[*keyholdv1.CreateKeyResponse](w, &keyholdv1.CreateKeyRequest{}).GetKeyMetadata().GetKeyId()
+	encrypt := func(n int) {
+		for range n {
+			do[*keyholdv1.EncryptResponse](w, &keyholdv1.EncryptRequest{KeyId: id, Plaintext: []byte("x")})
+		}
+	}
+	encrypt(60) // twenty are left
+	db.fail("LeaseSeals", 1000, false, errors.New("disk I/O error"))
+	for round := range 3 {
+		before := db.count("LeaseSeals")
+		eventually(t, "a refill ahead of need", func() bool {
+			if db.count("LeaseSeals") > before {
+				return true
+			}
+			encrypt(1) // the last attempt may not have ended when the first of these ran
+			return false
+		})
+		eventually(t, "its failure", func() bool { return strings.Count(w.logs.String(), "not renewed") == round+1 })
+		encrypt(1)
+		if n := db.count("LeaseSeals") - before; n != 1 {
+			t.Errorf("%d refills were tried in no time", n)
+		}
+		w.clock.add(time.Second)
+	}
+	w.svc.Close()
+	if n := strings.Count(w.logs.String(), "not renewed"); n != 3 {
+		t.Errorf("%d lines were logged, want 3", n)
+	}
+}
