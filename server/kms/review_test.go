@@ -96,7 +96,7 @@ func TestLeaseObeysDeadline(t *testing.T) {
 	}
 	close(db.release)
 	go func() {
-		for range db.entered { //nolint:revive // leases that follow
+		for range db.entered { // leases that follow
 		}
 	}()
 	if err := <-first; err != nil {
