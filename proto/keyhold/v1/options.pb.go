@@ -79,8 +79,8 @@ func (Plane) EnumDescriptor() ([]byte, []int) {
 // serves it, and which exceptions it may answer with.
 type Operation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The permissions that the caller needs, all of them. ReEncrypt, aliases
-	// and replication decide about two resources and list both.
+	// The permissions that the caller needs, all of them. ReEncrypt and the
+	// operations on aliases decide about two resources and list both.
 	Permissions []*Permission `protobuf:"bytes,1,rep,name=permissions,proto3" json:"permissions,omitempty"`
 	// Which plane serves it.
 	Plane Plane `protobuf:"varint,2,opt,name=plane,proto3,enum=keyhold.v1.Plane" json:"plane,omitempty"`

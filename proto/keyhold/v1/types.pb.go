@@ -302,7 +302,7 @@ type KeyManagerType int32
 const (
 	// Not said.
 	KeyManagerType_KEY_MANAGER_TYPE_UNSPECIFIED KeyManagerType = 0
-	// An AWS service. Keyhold has none; kept for AWS's numbering of the world.
+	// An AWS service, in AWS's API. No key of Keyhold has it.
 	KeyManagerType_KEY_MANAGER_TYPE_AWS KeyManagerType = 1
 	// The account that owns the key.
 	KeyManagerType_KEY_MANAGER_TYPE_CUSTOMER KeyManagerType = 2
