@@ -2,9 +2,12 @@ package hsm
 
 import (
 	"context"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/miekg/pkcs11"
 )
 
 // TestHangingCall: a call returns at its deadline, the worker counts as stuck and is replaced, and the count falls when the call comes back.
@@ -267,4 +270,36 @@ func TestBusyManagementIsNoIllness(t *testing.T) {
 	works(t, k)
 	w.fault.Clear(t, "C_GenerateKey")
 	check(t, <-errs)
+}
+
+// TestStuckAndBackAtOnce: a call that comes back in the moment in which it is found to hang leaves its lane open, and the counts at zero.
+func TestStuckAndBackAtOnce(t *testing.T) {
+	tok, err := newToken(Config{Module: "/nowhere/lib.so", TokenLabel: "alpha", PIN: PINFile("/nowhere/pin")}, Options{})
+	check(t, err)
+	c := newConn(tok, 0, 0, pkcs11.TokenInfo{})
+	w := &worker{c: c, ln: laneObjects}
+	for range 20000 {
+		j := &job{request: request{call: "Objects"}}
+		w.hold(j)
+		noticed := make(chan struct{})
+		go func() {
+			defer close(noticed)
+			w.markStuck(j)
+		}()
+		for !w.hangs() {
+			runtime.Gosched()
+		}
+		if w.drop() {
+			c.unstick(w)
+		}
+		<-noticed
+		select {
+		case <-*c.hangs[laneObjects].Load():
+			t.Fatal("the lane counts as hanging though its worker is free")
+		default:
+		}
+		if n := tok.stuck.Load(); n != 0 {
+			t.Fatalf("%d calls count as hanging", n)
+		}
+	}
 }

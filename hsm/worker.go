@@ -67,7 +67,7 @@ type worker struct {
 	ln lane
 	s  *session // nil while there is none; touched by the worker's goroutine only
 
-	mu    sync.Mutex
+	mu    sync.Mutex // taken before conn.mu and Token.mu
 	cur   *job
 	stuck bool // cur hangs, and a replacement may have been started
 }
@@ -282,15 +282,13 @@ func (w *worker) closeSession() {
 	w.c.open.Add(-1)
 }
 
-// markStuck counts the worker as stuck if it still runs that job.
+// markStuck counts the worker as stuck if it still runs that job. It holds mu to the end: a call that comes back meanwhile must find the count
+// complete before it takes it back (drop, unstick), or its lane would stay closed.
 func (w *worker) markStuck(j *job) {
 	w.mu.Lock()
-	hangs := w.cur == j && !w.stuck
-	if hangs {
+	defer w.mu.Unlock()
+	if w.cur == j && !w.stuck {
 		w.stuck = true
-	}
-	w.mu.Unlock()
-	if hangs {
 		w.c.stick(w, j.call)
 	}
 }
