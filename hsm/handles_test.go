@@ -178,3 +178,22 @@ func TestKeyIsCached(t *testing.T) {
 		t.Error("a released key is still cached")
 	}
 }
+
+// TestLoginLostWithTheSession: a fresh session without a login sees public objects only. On such a one Destroy would destroy the public half, and
+// report success while the private half stays.
+func TestLoginLostWithTheSession(t *testing.T) {
+	w := newWorld(t, true)
+	tok := w.ready(quiet(w.token("alpha")))
+	_, err := tok.Generate(ctx(t), GenerateRequest{Spec: P256, Purpose: PurposeSign, ID: []byte("pair"), Label: "pair"})
+	check(t, err)
+	manually(t, tok, func(s *session) error { return s.p.Logout(s.h) })
+	w.fault.Fail(t, "C_GetSessionInfo", pkcs11.CKR_SESSION_HANDLE_INVALID, 1)
+	check(t, tok.Destroy(ctx(t), []byte("pair"), "pair"))
+	manually(t, tok, func(s *session) error {
+		left, err := findRaw(s, "pair")
+		if len(left) != 0 {
+			t.Errorf("%d objects left of a destroyed pair", len(left))
+		}
+		return err
+	})
+}

@@ -231,14 +231,21 @@ func (w *worker) open() error {
 
 // checkSession looks at the session before work that cannot be repeated: it may have died while it was idle. What it returns for a lost
 // login is errMoved, since nothing has been done yet.
+//
+// A session without a login sees public objects only: Destroy would find one half of a pair, or nothing at all, and believe it. So a fresh
+// session is looked at too, as the login may have gone with the old one.
 func (w *worker) checkSession() error {
 	info, err := w.s.p.GetSessionInfo(w.s.h)
 	if err != nil {
-		err = callError("C_GetSessionInfo", err)
-		w.evict(err)
-		return w.open()
+		w.evict(callError("C_GetSessionInfo", err))
+		if err := w.open(); err != nil {
+			return err
+		}
+		if info, err = w.s.p.GetSessionInfo(w.s.h); err != nil {
+			return callError("C_GetSessionInfo", err)
+		}
 	}
-	if info.State != pkcs11.CKS_RW_USER_FUNCTIONS {
+	if w.c.info.Flags&pkcs11.CKF_LOGIN_REQUIRED != 0 && info.State != pkcs11.CKS_RW_USER_FUNCTIONS {
 		w.c.t.markLost(w.c, &Error{Call: "C_GetSessionInfo", RV: pkcs11.CKR_USER_NOT_LOGGED_IN, kind: ErrUnavailable})
 		return errMoved
 	}
