@@ -26,6 +26,9 @@ func (a *app) aliasCreateCommand() *cobra.Command {
 		Example: "  keyhold alias create app --key 1234abcd-12ab-34cd-56ef-1234567890ab",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := mustBeID(key); err != nil {
+				return err
+			}
 			return a.withClient(func(c *client.Client) error {
 				_, err := c.Keys.CreateAlias(cmd.Context(), &keyholdv1.CreateAliasRequest{AliasName: aliasName(args[0]), TargetKeyId: key})
 				return rpcError(err)
@@ -45,6 +48,9 @@ func (a *app) aliasUpdateCommand() *cobra.Command {
 		Example: "  keyhold alias update app --key 1234abcd-12ab-34cd-56ef-1234567890ab",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := mustBeID(key); err != nil {
+				return err
+			}
 			return a.withClient(func(c *client.Client) error {
 				_, err := c.Keys.UpdateAlias(cmd.Context(), &keyholdv1.UpdateAliasRequest{AliasName: aliasName(args[0]), TargetKeyId: key})
 				return rpcError(err)
@@ -78,7 +84,7 @@ func (a *app) aliasListCommand() *cobra.Command {
 		Short: "List the aliases of the account and region, or of one key",
 		Example: `  keyhold alias list
   keyhold alias list --key 1234abcd-12ab-34cd-56ef-1234567890ab --output json`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withClient(func(c *client.Client) error {
 				all := &keyholdv1.ListAliasesResponse{Truncated: proto.Bool(false)}

@@ -165,6 +165,15 @@ func (a *app) withClient(use func(*client.Client) error) error {
 	return addConnectionHint(useErr, conf)
 }
 
+// noArguments refuses arguments. It is cobra.NoArgs, which takes them for unknown
+// commands.
+func noArguments(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usagef("%s takes no arguments, and was given %q", cmd.CommandPath(), args[0])
+	}
+	return nil
+}
+
 // keyArgument returns the key that a verb was given, as its argument or by
 // --key.
 func keyArgument(args []string, flag string) (string, error) {
@@ -177,6 +186,29 @@ func keyArgument(args []string, flag string) (string, error) {
 		return flag, nil
 	}
 	return "", usagef("name the key: by its id, its ARN, or where the verb allows it, an alias such as alias/app")
+}
+
+// keyIDArgument is keyArgument for verbs that change a key: they take no alias,
+// which may name another key by the time they act.
+func keyIDArgument(args []string, flag string) (string, error) {
+	key, err := keyArgument(args, flag)
+	if err == nil {
+		err = mustBeID(key)
+	}
+	return key, err
+}
+
+// mustBeID refuses aliases.
+func mustBeID(key string) error {
+	if isAlias(key) {
+		return usagef("this takes a key's id or ARN, not an alias: `keyhold key describe %s` shows them", key)
+	}
+	return nil
+}
+
+// isAlias tells whether key is an alias, by name or ARN.
+func isAlias(key string) bool {
+	return strings.HasPrefix(key, "alias/") || strings.HasPrefix(key, "arn:") && strings.Contains(key, ":alias/")
 }
 
 // aliasName lets `app` stand for `alias/app`.

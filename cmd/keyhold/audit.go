@@ -34,9 +34,9 @@ have been durable is there. It may run while the server writes.
 
 The last line of the report is an anchor, COUNT:HASH. Kept elsewhere and given
 with --since, it proves that none of the records before it was changed since.
-Without one, somebody who can write the folder could have made up a log that is
-consistent.`,
-		Example: `  keyhold audit verify .keyhold/audit
+Without --since, a log that somebody who can write the folder has made up, or cut
+short, verifies too if it is consistent.`,
+		Example: `  keyhold audit verify .keyhold/data/audit
   keyhold audit verify /var/lib/keyhold/audit --since 1200:9f86d081884c7d65…`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strconv"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
@@ -34,7 +35,7 @@ use now and forget, and encrypted under a key, to keep beside the data. Later
 		Example: `  keyhold datakey --key alias/app --output json
   keyhold datakey --key alias/app --plaintext-out dk --ciphertext-out dk.kh
   keyhold datakey --key alias/app --without-plaintext --ciphertext-out dk.kh`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch bytes := cmd.Flags().Changed("bytes"); {
 			case bytes && args.spec != 0:
@@ -131,4 +132,13 @@ func (a *app) randomCommand() *cobra.Command {
 	}
 	resultFlags(cmd, &out, &enc)
 	return cmd
+}
+
+// parseCount parses a number of bytes. The server knows the limit.
+func parseCount(s string) (int32, error) {
+	n, err := strconv.ParseInt(s, 10, 32)
+	if err != nil || n <= 0 {
+		return 0, usagef("%q is not a number of bytes, 1 or more", s)
+	}
+	return int32(n), nil
 }

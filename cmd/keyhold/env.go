@@ -27,7 +27,7 @@ first place that has a setting counts:
      ./` + devEnvFile + `, which ` + "`keyholdd dev`" + ` writes`,
 		Example: `  keyhold env
   eval "$(keyhold env --shell)"`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(*cobra.Command, []string) error {
 			conf, err := a.loadConfig()
 			if err != nil {

@@ -200,6 +200,14 @@ func (f *fake) find(ctx context.Context, id string) (*keyholdv1.KeyMetadata, err
 	return nil, exception(codes.NotFound, "NotFoundException", "Key '"+id+"' does not exist")
 }
 
+// findID is find for operations that take no alias.
+func (f *fake) findID(ctx context.Context, id string) (*keyholdv1.KeyMetadata, error) {
+	if strings.HasPrefix(id, "alias/") {
+		return nil, exception(codes.NotFound, "NotFoundException", "Invalid keyId '"+id+"'")
+	}
+	return f.find(ctx, id)
+}
+
 func (f *fake) CreateKey(_ context.Context, req *keyholdv1.CreateKeyRequest) (*keyholdv1.CreateKeyResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -257,17 +265,17 @@ func (f *fake) ListKeys(_ context.Context, req *keyholdv1.ListKeysRequest) (*key
 }
 
 func (f *fake) EnableKey(ctx context.Context, req *keyholdv1.EnableKeyRequest) (*keyholdv1.EnableKeyResponse, error) {
-	_, err := f.find(ctx, req.GetKeyId())
+	_, err := f.findID(ctx, req.GetKeyId())
 	return &keyholdv1.EnableKeyResponse{}, err
 }
 
 func (f *fake) DisableKey(ctx context.Context, req *keyholdv1.DisableKeyRequest) (*keyholdv1.DisableKeyResponse, error) {
-	_, err := f.find(ctx, req.GetKeyId())
+	_, err := f.findID(ctx, req.GetKeyId())
 	return &keyholdv1.DisableKeyResponse{}, err
 }
 
 func (f *fake) ScheduleKeyDeletion(ctx context.Context, req *keyholdv1.ScheduleKeyDeletionRequest) (*keyholdv1.ScheduleKeyDeletionResponse, error) {
-	meta, err := f.find(ctx, req.GetKeyId())
+	meta, err := f.findID(ctx, req.GetKeyId())
 	if err != nil {
 		return nil, err
 	}
@@ -284,27 +292,28 @@ func (f *fake) ScheduleKeyDeletion(ctx context.Context, req *keyholdv1.ScheduleK
 }
 
 func (f *fake) CancelKeyDeletion(ctx context.Context, req *keyholdv1.CancelKeyDeletionRequest) (*keyholdv1.CancelKeyDeletionResponse, error) {
-	meta, err := f.find(ctx, req.GetKeyId())
+	meta, err := f.findID(ctx, req.GetKeyId())
 	return &keyholdv1.CancelKeyDeletionResponse{KeyId: meta.GetArn()}, err
 }
 
 func (f *fake) UpdateKeyDescription(ctx context.Context, req *keyholdv1.UpdateKeyDescriptionRequest) (*keyholdv1.UpdateKeyDescriptionResponse, error) {
-	meta, err := f.find(ctx, req.GetKeyId())
+	meta, err := f.findID(ctx, req.GetKeyId())
 	if err == nil {
 		meta.Description = proto.String(req.GetDescription())
 	}
 	return &keyholdv1.UpdateKeyDescriptionResponse{}, err
 }
 
+// CreateAlias finds that alias/late was taken a moment ago.
 func (f *fake) CreateAlias(ctx context.Context, req *keyholdv1.CreateAliasRequest) (*keyholdv1.CreateAliasResponse, error) {
-	meta, err := f.find(ctx, req.GetTargetKeyId())
+	meta, err := f.findID(ctx, req.GetTargetKeyId())
 	if err != nil {
 		return nil, err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, alias := range f.aliases {
-		if alias.GetAliasName() == req.GetAliasName() {
+		if alias.GetAliasName() == req.GetAliasName() || req.GetAliasName() == "alias/late" {
 			return nil, exception(codes.AlreadyExists, "AlreadyExistsException", "An alias with the name "+req.GetAliasName()+" already exists")
 		}
 	}
@@ -316,7 +325,7 @@ func (f *fake) CreateAlias(ctx context.Context, req *keyholdv1.CreateAliasReques
 }
 
 func (f *fake) UpdateAlias(ctx context.Context, req *keyholdv1.UpdateAliasRequest) (*keyholdv1.UpdateAliasResponse, error) {
-	meta, err := f.find(ctx, req.GetTargetKeyId())
+	meta, err := f.findID(ctx, req.GetTargetKeyId())
 	if err != nil {
 		return nil, err
 	}

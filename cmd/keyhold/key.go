@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -47,13 +48,16 @@ things, so for them it must be said.`,
 		Example: `  keyhold key create --alias app
   keyhold key create --spec HMAC_256 --tag team=payments --output json
   keyhold key create --spec RSA_3072 --usage SIGN_VERIFY --description 'code signing'`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if usage == 0 {
 				var err error
 				if usage, err = usageOf(spec); err != nil {
 					return err
 				}
+			}
+			if err := checkNewAlias(aliasName(alias)); err != nil {
+				return err
 			}
 			req := &keyholdv1.CreateKeyRequest{KeySpec: spec, KeyUsage: usage, Description: description, Tags: tags.tags()}
 			return a.withClient(func(c *client.Client) error {
@@ -84,8 +88,14 @@ func usageOf(spec keyholdv1.KeySpec) (keyholdv1.KeyUsageType, error) {
 }
 
 // createKey makes the key and then the alias. These are two acts on the
-// server: if the second fails, the first stands, and the error says so.
+// server: if the second fails, the first stands, and the error says so. What can
+// be known before the first is looked at first.
 func (a *app) createKey(ctx context.Context, c *client.Client, req *keyholdv1.CreateKeyRequest, alias string) error {
+	if alias != "" {
+		if err := aliasIsFree(ctx, c, alias); err != nil {
+			return err
+		}
+	}
 	resp, err := c.Keys.CreateKey(ctx, req)
 	if err != nil {
 		return rpcError(err)
@@ -102,13 +112,48 @@ func (a *app) createKey(ctx context.Context, c *client.Client, req *keyholdv1.Cr
 	return a.printMessage(meta)
 }
 
+// aliasPattern is what CreateAlias accepts as a name, in up to maxAliasChars.
+var aliasPattern = regexp.MustCompile(`^alias/[a-zA-Z0-9/_-]+$`)
+
+const maxAliasChars = 256
+
+// checkNewAlias refuses names that no alias can have.
+func checkNewAlias(alias string) error {
+	switch {
+	case alias == "":
+		return nil
+	case strings.HasPrefix(alias, "alias/aws/"):
+		return usagef("--alias %s: names that begin with alias/aws/ are reserved", alias)
+	case !aliasPattern.MatchString(alias) || len(alias) > maxAliasChars:
+		return usagef("--alias %s: a name is of letters, digits and / _ -, and has up to %d characters with alias/", alias, maxAliasChars)
+	}
+	return nil
+}
+
+// aliasIsFree fails where the alias names a key already, so that no key is made
+// that nobody wants. Who may not look goes on: CreateAlias has the last word.
+func aliasIsFree(ctx context.Context, c *client.Client, alias string) error {
+	resp, err := c.Keys.DescribeKey(ctx, &keyholdv1.DescribeKeyRequest{KeyId: alias})
+	if e, ok := client.ErrorFrom(err); ok {
+		if e.Exception == "NotFoundException" || e.Exception == "AccessDeniedException" {
+			return nil
+		}
+		return e
+	}
+	if err != nil {
+		return err
+	}
+	return withHint(fmt.Errorf("%s names the key %s already; no key was made", alias, resp.GetKeyMetadata().GetArn()),
+		"choose another alias, or make the key without one and use `keyhold alias update`")
+}
+
 func (a *app) keyListCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "List the keys of the account and region",
 		Example: `  keyhold key list
   keyhold key list --output json`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withClient(func(c *client.Client) error {
 				all := &keyholdv1.ListKeysResponse{Truncated: proto.Bool(false)}
@@ -146,7 +191,7 @@ func pages(next func(marker *string) (nextMarker string, truncated bool, err err
 }
 
 func (a *app) keyDescribeCommand() *cobra.Command {
-	return a.keyVerb("describe", "Print a key's metadata",
+	return a.keyVerb("describe", "Print a key's metadata", keyArgument,
 		"  keyhold key describe alias/app\n  keyhold key describe alias/app --output json",
 		func(ctx context.Context, c *client.Client, key string) error {
 			resp, err := c.Keys.DescribeKey(ctx, &keyholdv1.DescribeKeyRequest{KeyId: key})
@@ -158,7 +203,7 @@ func (a *app) keyDescribeCommand() *cobra.Command {
 }
 
 func (a *app) keyEnableCommand() *cobra.Command {
-	return a.keyVerb("enable", "Make a disabled key usable again",
+	return a.keyVerb("enable", "Make a disabled key usable again", keyIDArgument,
 		"  keyhold key enable 1234abcd-12ab-34cd-56ef-1234567890ab",
 		func(ctx context.Context, c *client.Client, key string) error {
 			_, err := c.Keys.EnableKey(ctx, &keyholdv1.EnableKeyRequest{KeyId: key})
@@ -167,7 +212,7 @@ func (a *app) keyEnableCommand() *cobra.Command {
 }
 
 func (a *app) keyDisableCommand() *cobra.Command {
-	return a.keyVerb("disable", "Make a key unusable until it is enabled",
+	return a.keyVerb("disable", "Make a key unusable until it is enabled", keyIDArgument,
 		"  keyhold key disable 1234abcd-12ab-34cd-56ef-1234567890ab",
 		func(ctx context.Context, c *client.Client, key string) error {
 			_, err := c.Keys.DisableKey(ctx, &keyholdv1.DisableKeyRequest{KeyId: key})
@@ -176,7 +221,7 @@ func (a *app) keyDisableCommand() *cobra.Command {
 }
 
 func (a *app) keyCancelDeletionCommand() *cobra.Command {
-	return a.keyVerb("cancel-deletion", "Keep a key that is to be destroyed; it is disabled then",
+	return a.keyVerb("cancel-deletion", "Keep a key that is to be destroyed; it is disabled then", keyIDArgument,
 		"  keyhold key cancel-deletion 1234abcd-12ab-34cd-56ef-1234567890ab",
 		func(ctx context.Context, c *client.Client, key string) error {
 			resp, err := c.Keys.CancelKeyDeletion(ctx, &keyholdv1.CancelKeyDeletionRequest{KeyId: key})
@@ -187,8 +232,12 @@ func (a *app) keyCancelDeletionCommand() *cobra.Command {
 		})
 }
 
-// keyVerb is a command that does one thing to one key.
-func (a *app) keyVerb(verb, short, example string, do func(ctx context.Context, c *client.Client, key string) error) *cobra.Command {
+// keyVerb is a command that does one thing to one key, which argument finds in
+// its arguments and --key.
+func (a *app) keyVerb(
+	verb, short string, argument func(args []string, flag string) (string, error), example string,
+	do func(ctx context.Context, c *client.Client, key string) error,
+) *cobra.Command {
 	var keyFlag string
 	cmd := &cobra.Command{
 		Use:     verb + " KEY",
@@ -196,7 +245,7 @@ func (a *app) keyVerb(verb, short, example string, do func(ctx context.Context, 
 		Example: example,
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			key, err := keyArgument(args, keyFlag)
+			key, err := argument(args, keyFlag)
 			if err != nil {
 				return err
 			}
@@ -211,7 +260,7 @@ func (a *app) keyScheduleDeletionCommand() *cobra.Command {
 	var days int32
 	var yes bool
 	var cmd *cobra.Command
-	cmd = a.keyVerb("schedule-deletion", "Destroy a key when a waiting period has passed",
+	cmd = a.keyVerb("schedule-deletion", "Destroy a key when a waiting period has passed", keyArgument,
 		"  keyhold key schedule-deletion 1234abcd-12ab-34cd-56ef-1234567890ab --days 7\n"+
 			"  keyhold key schedule-deletion 1234abcd-12ab-34cd-56ef-1234567890ab --yes   # in scripts",
 		func(ctx context.Context, c *client.Client, key string) error {
@@ -221,8 +270,13 @@ func (a *app) keyScheduleDeletionCommand() *cobra.Command {
 				req.PendingWindowInDays = proto.Int32(days)
 				period = fmt.Sprintf("a waiting period of %d days", days)
 			}
-			if !yes {
-				if err := a.confirmDeletion(ctx, c, key, period); err != nil {
+			if yes {
+				if err := mustBeID(key); err != nil {
+					return err
+				}
+			} else {
+				var err error
+				if req.KeyId, err = a.confirmDeletion(ctx, c, key, period); err != nil {
 					return err
 				}
 			}
@@ -236,20 +290,22 @@ func (a *app) keyScheduleDeletionCommand() *cobra.Command {
 has passed. What was encrypted under it is lost then, for ever. Until then
 ` + "`keyhold key cancel-deletion`" + ` keeps it.
 
-On a terminal you are asked to type the key's id. Elsewhere, say --yes.`
+On a terminal you are asked to type the key's id, and may name the key by an
+alias. Elsewhere, say --yes, and name it by its id or ARN.`
 	cmd.Flags().Int32Var(&days, "days", 30, "the waiting period, 7 to 30 days")
 	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	return cmd
 }
 
-// confirmDeletion shows the key and asks for its id.
-func (a *app) confirmDeletion(ctx context.Context, c *client.Client, key, period string) error {
+// confirmDeletion shows the key, asks for its id and returns it: an alias may
+// name another key by now.
+func (a *app) confirmDeletion(ctx context.Context, c *client.Client, key, period string) (id string, err error) {
 	if !a.isTerminal(a.stdin) {
-		return usagef("this destroys a key and nobody can be asked, as standard input is no terminal: confirm with --yes")
+		return "", usagef("this destroys a key and nobody can be asked, as standard input is no terminal: confirm with --yes")
 	}
 	resp, err := c.Keys.DescribeKey(ctx, &keyholdv1.DescribeKeyRequest{KeyId: key})
 	if err != nil {
-		return withHint(rpcError(err), "the key is described before you are asked; --yes goes ahead without")
+		return "", withHint(rpcError(err), "the key is described before you are asked; --yes goes ahead without")
 	}
 	meta := resp.GetKeyMetadata()
 	question := fmt.Sprintf("%s (%s, %s", meta.GetArn(), awsjson.EnumName(meta.GetKeySpec()), awsjson.EnumName(meta.GetKeyState()))
@@ -257,12 +313,12 @@ func (a *app) confirmDeletion(ctx context.Context, c *client.Client, key, period
 		question += fmt.Sprintf(", %q", meta.GetDescription())
 	}
 	question += ") becomes unusable now and is destroyed after " + period + ", with all that was encrypted under it."
-	return a.confirm(ctx, question, meta.GetKeyId())
+	return meta.GetKeyId(), a.confirm(ctx, question, meta.GetKeyId())
 }
 
 func (a *app) keyUpdateDescriptionCommand() *cobra.Command {
 	var description string
-	cmd := a.keyVerb("update-description", "Replace a key's description",
+	cmd := a.keyVerb("update-description", "Replace a key's description", keyIDArgument,
 		"  keyhold key update-description 1234abcd-12ab-34cd-56ef-1234567890ab --description 'orders database'",
 		func(ctx context.Context, c *client.Client, key string) error {
 			_, err := c.Keys.UpdateKeyDescription(ctx, &keyholdv1.UpdateKeyDescriptionRequest{KeyId: key, Description: &description})

@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/pem"
-	"strconv"
 
 	"github.com/spf13/cobra"
 
@@ -29,6 +28,9 @@ PEM or DER, to encrypt or verify without the server.`,
 			if format != "pem" && format != "der" {
 				return usagef("--format must be pem or der, not %q", format)
 			}
+			if enc != "" && format != "der" {
+				return usagef("--encoding is for --format der; PEM is text already")
+			}
 			return a.withClient(func(c *client.Client) error {
 				resp, err := c.Crypto.GetPublicKey(cmd.Context(), &keyholdv1.GetPublicKeyRequest{KeyId: key})
 				if err != nil {
@@ -47,13 +49,4 @@ PEM or DER, to encrypt or verify without the server.`,
 	completeWords(cmd, "format", "pem", "der")
 	resultFlags(cmd, &out, &enc)
 	return cmd
-}
-
-// parseCount parses a number of bytes. The server knows the limit.
-func parseCount(s string) (int32, error) {
-	n, err := strconv.ParseInt(s, 10, 32)
-	if err != nil || n <= 0 {
-		return 0, usagef("%q is not a number of bytes", s)
-	}
-	return int32(n), nil
 }

@@ -39,7 +39,7 @@ func (a *app) statusCommand() *cobra.Command {
 admin listener. The exit code is 0 only if both say that all is well.`,
 		Example: `  keyhold status
   until keyhold status --timeout 2s; do sleep 1; done`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			conf, err := a.loadConfig()
 			if err != nil {
