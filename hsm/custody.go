@@ -72,6 +72,7 @@ func (c *ObjectCustody) Proven() error {
 // concurrency are those of [Token.Objects].
 func (t *Token) Custody(ctx context.Context) ([]ObjectCustody, error) {
 	var all []ObjectCustody
+	var on *conn
 	err := t.search(ctx, "Custody", func(s *session) error {
 		var found []ObjectCustody
 		for _, class := range []uint{pkcs11.CKO_SECRET_KEY, pkcs11.CKO_PRIVATE_KEY} {
@@ -90,9 +91,12 @@ func (t *Token) Custody(ctx context.Context) ([]ObjectCustody, error) {
 				found = append(found, c)
 			}
 		}
-		all = found
+		all, on = found, s.c
 		return nil
 	})
+	if err == nil {
+		err = on.believable(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}

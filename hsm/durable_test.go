@@ -109,9 +109,16 @@ func TestSyncFails(t *testing.T) {
 		t.Fatalf("generate: %v", err)
 	}
 	wantErr(t, "destroy", tok.Destroy(ctx(t), []byte("old"), "label of old"), ErrUnavailable)
+	// It is gone from the folder, but a loss of power may bring it back: nobody must believe yet that there is no such key.
+	wantErr(t, "destroy again", tok.Destroy(ctx(t), []byte("old"), "label of old"), ErrUnavailable)
 	r.mu.Lock()
 	r.fail = nil
 	r.mu.Unlock()
+	r.take()
+	wantErr(t, "destroy at last", tok.Destroy(ctx(t), []byte("old"), "label of old"), ErrKeyNotFound)
+	if !slices.Contains(r.take(), tokenDir(t, tok)) {
+		t.Error("the folder was not synced before the key was reported absent")
+	}
 	until(t, "nothing is left of the key", func() bool {
 		_, _, err := seal(ctx(t), tok.Key(AES256, PurposeSeal, []byte("one")))
 		return errors.Is(err, ErrKeyNotFound)

@@ -307,14 +307,24 @@ func (c *conn) findAgain(ctx context.Context, name objectName) (pkcs11.ObjectHan
 	}
 	h, found, err := c.index.get(name)
 	if errors.Is(err, ErrKeyNotFound) || !found {
-		// SoftHSM finds nothing, without an error, when its folder has gone. Only a token that is well can know that it has no such key.
-		if cerr := c.checkCanary(ctx); cerr != nil && !errors.Is(cerr, errNoCanary) {
-			c.t.nudge()
-			return 0, unavailable("token %q lost sight of its objects: %w", c.t.label, cerr)
+		if err := c.believable(ctx); err != nil {
+			return 0, err
 		}
 		return 0, ErrKeyNotFound
 	}
 	return h, err
+}
+
+// believable returns nil when what the token did not list is not there. SoftHSM finds nothing, without an error, when its folder has gone: only
+// a token that is well can know that it has no such key.
+func (c *conn) believable(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, c.t.cfg.CallTimeout)
+	defer cancel()
+	if err := c.checkCanary(ctx); err != nil && !errors.Is(err, errNoCanary) {
+		c.t.nudge()
+		return unavailable("token %q lost sight of its objects: %w", c.t.label, err)
+	}
+	return nil
 }
 
 // remember tells the connection of an object that was just created on session s, which must be one of manage.

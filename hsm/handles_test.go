@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"errors"
+	"os"
 	"sync"
 	"testing"
 
@@ -196,4 +197,23 @@ func TestLoginLostWithTheSession(t *testing.T) {
 		}
 		return err
 	})
+}
+
+// TestAbsenceIsProven: SoftHSM lists nothing, without an error, when its folder has gone. That does not mean that keys are gone.
+func TestAbsenceIsProven(t *testing.T) {
+	w := newWorld(t, true)
+	tok := w.ready(quiet(w.token("alpha")))
+	aesKey(t, tok, "one")
+	dir := tokenDir(t, tok)
+	check(t, os.Rename(dir, dir+".away"))
+	wantErr(t, "destroy", tok.Destroy(ctx(t), []byte("one"), "label of one"), ErrUnavailable)
+	_, err := tok.Objects(ctx(t))
+	wantErr(t, "objects", err, ErrUnavailable)
+	_, err = tok.Custody(ctx(t))
+	wantErr(t, "custody", err, ErrUnavailable)
+	until(t, "the supervisor knows", func() bool { return tok.Ready() != nil })
+	check(t, os.Rename(dir+".away", dir))
+	tok.Reload()
+	check(t, tok.WaitReady(ctx(t)))
+	check(t, tok.Destroy(ctx(t), []byte("one"), "label of one"))
 }

@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/miekg/pkcs11"
@@ -54,6 +55,7 @@ func (t *Token) Capabilities() Capabilities {
 // SoftHSM. Objects that another process destroys meanwhile are left out.
 func (t *Token) Objects(ctx context.Context) ([]Object, error) {
 	var all []Object
+	var on *conn
 	err := t.search(ctx, "Objects", func(s *session) error {
 		handles, err := s.find([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true)}, maxObjects)
 		if err != nil {
@@ -70,9 +72,12 @@ func (t *Token) Objects(ctx context.Context) ([]Object, error) {
 			}
 			objects = append(objects, o)
 		}
-		all = objects
+		all, on = objects, s.c
 		return nil
 	})
+	if err == nil {
+		err = on.believable(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +120,9 @@ func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
 		return fmt.Errorf("%w: CKA_ID of %d bytes and label of %d, want 1 to %d and 1 to %d", ErrInvalidInput, len(id), len(label), MaxIDBytes, MaxKeyLabel)
 	}
 	id = own(id)
-	return t.manage(ctx, "Destroy", func(s *session) error {
+	var on *conn
+	err := t.manage(ctx, "Destroy", func(s *session) error {
+		on = s.c
 		handles, err := s.find([]*pkcs11.Attribute{
 			pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_ID, id), pkcs11.NewAttribute(pkcs11.CKA_LABEL, label),
 		}, maxDestroy)
@@ -128,6 +135,12 @@ func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
 		s.forget(id)
 		return s.destroy(handles)
 	})
+	if errors.Is(err, ErrKeyNotFound) { // fn has returned, so on may be read
+		if doubt := on.believable(ctx); doubt != nil {
+			return doubt
+		}
+	}
+	return err
 }
 
 // maxDestroy bounds how many objects one call destroys: a key has two.

@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"sync"
@@ -187,13 +188,22 @@ func (w *worker) serve(j *job) error {
 		if dead || w.s.spot != "" {
 			w.evict(err)
 		}
-		if err == nil && j.writes {
-			return w.c.durable.sync()
+		if j.writes {
+			return w.settle(err)
 		}
 		if !dead || !again || !j.live() {
 			return err
 		}
 	}
+}
+
+// settle makes durable what a job did, also what it did before it failed: an earlier job's work may be waiting too, and "there is no such key"
+// is a promise about the state after a loss of power, as success is.
+func (w *worker) settle(err error) error {
+	if serr := w.c.durable.sync(); serr != nil && (err == nil || errors.Is(err, ErrKeyNotFound)) {
+		return serr
+	}
+	return err
 }
 
 // call runs the job's function. A panic in it must not take the process down, since no caller's recover is on this goroutine.
