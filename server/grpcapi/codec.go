@@ -1,6 +1,8 @@
 package grpcapi
 
 import (
+	"fmt"
+
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
@@ -20,7 +22,8 @@ func newCodec() codec { return codec{encoding.GetCodecV2("proto")} }
 // request is what handlers decode into.
 type request struct {
 	message proto.Message
-	err     error
+	// refusal says what is wrong with it; empty where nothing is.
+	refusal string
 }
 
 // answer is what handlers return.
@@ -32,7 +35,12 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if !ok {
 		return c.CodecV2.Unmarshal(data, v)
 	}
-	r.err = c.CodecV2.Unmarshal(data, r.message)
+	if n := data.Len(); n > maxRequestBytes {
+		r.refusal = fmt.Sprintf("must be at most %d bytes; it has %d", maxRequestBytes, n)
+	} else if c.CodecV2.Unmarshal(data, r.message) != nil {
+		// The decoder's words may hold parts of the request.
+		r.refusal = "must be a valid message of this method"
+	}
 	return nil
 }
 

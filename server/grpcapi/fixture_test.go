@@ -135,11 +135,11 @@ func (c *core) Do(ctx context.Context, caller *identity.Caller, operation string
 	return c.do(ctx, caller, operation, req)
 }
 
-func (c *core) Malformed(_ context.Context, _ *identity.Caller, operation string) error {
+func (c *core) Malformed(_ context.Context, _ *identity.Caller, operation, why string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.calls = append(c.calls, "malformed "+operation)
-	return &kms.Error{Code: kms.CodeValidation, Message: "malformed"}
+	return &kms.Error{Code: kms.CodeValidation, Message: why}
 }
 
 func (c *core) Ready() error {
@@ -165,6 +165,8 @@ type door struct {
 	refused atomic.Int64
 	served  chan error
 	stop    func()
+	// stopWithin drains until ctx ends, then cuts. Only the first stop counts.
+	stopWithin func(ctx context.Context)
 }
 
 func open(t *testing.T, c *core) *door {
@@ -193,14 +195,20 @@ func open(t *testing.T, c *core) *door {
 	}
 	d.address = l.Addr().String()
 	go func() { d.served <- d.Serve(l) }()
-	d.stop = sync.OnceFunc(func() {
+	var once sync.Once
+	d.stopWithin = func(ctx context.Context) {
+		once.Do(func() {
+			d.Shutdown(ctx)
+			if err := <-d.served; err != nil {
+				t.Errorf("Serve: %v", err)
+			}
+		})
+	}
+	d.stop = func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		d.Shutdown(ctx)
-		if err := <-d.served; err != nil {
-			t.Errorf("Serve: %v", err)
-		}
-	})
+		d.stopWithin(ctx)
+	}
 	t.Cleanup(d.stop)
 	return d
 }

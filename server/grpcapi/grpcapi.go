@@ -33,6 +33,9 @@ const (
 	// maxRequestBytes is above the largest request that can be valid: a
 	// CreateKey with 8,192 characters of description and 50 tags.
 	maxRequestBytes = 256 << 10
+	// maxReceiveBytes is where gRPC itself stops reading. What lies between is
+	// refused with a reason, on the record.
+	maxReceiveBytes = 1 << 20
 	// maxHeaderBytes bounds a request's metadata.
 	maxHeaderBytes = 16 << 10
 	// maxStreams bounds the requests under way on one connection.
@@ -45,6 +48,8 @@ const (
 	maxConnectionAgeGrace = time.Minute
 	// maxRequestTime bounds requests whose client set no deadline.
 	maxRequestTime = time.Minute
+	// cutGrace is how long handlers may take to notice that they were cut off.
+	cutGrace = time.Second
 	// healthInterval is how often readiness is looked at.
 	healthInterval = 500 * time.Millisecond
 )
@@ -53,8 +58,9 @@ const (
 type Core interface {
 	// Do carries out an operation; see kms.Service.Do.
 	Do(ctx context.Context, caller *identity.Caller, operation string, req proto.Message) (proto.Message, error)
-	// Malformed records that a request was not decoded and returns the answer.
-	Malformed(ctx context.Context, caller *identity.Caller, operation string) error
+	// Malformed records that a request was not decoded, and why, and returns
+	// the answer.
+	Malformed(ctx context.Context, caller *identity.Caller, operation, why string) error
 	// Ready returns nil where requests can be served.
 	Ready() error
 }
@@ -101,7 +107,7 @@ func New(cfg Config) (*Server, error) {
 	s.grpc = grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(cfg.TLS)),
 		grpc.ForceServerCodecV2(newCodec()),
-		grpc.MaxRecvMsgSize(maxRequestBytes),
+		grpc.MaxRecvMsgSize(maxReceiveBytes),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(handshakeTimeout),
@@ -118,7 +124,7 @@ func New(cfg Config) (*Server, error) {
 	for _, d := range descs {
 		s.grpc.RegisterService(d, s)
 	}
-	healthpb.RegisterHealthServer(s.grpc, s.health)
+	healthpb.RegisterHealthServer(s.grpc, drainingHealth{s.health, s.stop})
 	reflection.Register(s.grpc)
 	s.setHealth(s.cfg.Core.Ready() == nil)
 	return s, nil
@@ -147,7 +153,13 @@ func (s *Server) Shutdown(ctx context.Context) {
 	case <-done:
 	case <-ctx.Done():
 		s.grpc.Stop()
-		<-done
+		// Connections are cut; a handler that hangs in what does not obey its
+		// context must not keep the process from ending.
+		select {
+		case <-done:
+		case <-time.After(cutGrace):
+			s.log.WarnContext(ctx, "a request hangs, and is left behind")
+		}
 	}
 }
 

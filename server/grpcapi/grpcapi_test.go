@@ -235,7 +235,8 @@ func TestBadRequests(t *testing.T) {
 		want  codes.Code
 	}{
 		{"as large as may be", must(proto.Marshal(&keyholdv1.EncryptRequest{Plaintext: make([]byte, 256<<10-4)})), codes.OK},
-		{"one byte larger", must(proto.Marshal(&keyholdv1.EncryptRequest{Plaintext: make([]byte, 256<<10-3)})), codes.ResourceExhausted},
+		{"one byte larger", must(proto.Marshal(&keyholdv1.EncryptRequest{Plaintext: make([]byte, 256<<10-3)})), codes.InvalidArgument},
+		{"more than gRPC reads", must(proto.Marshal(&keyholdv1.EncryptRequest{Plaintext: make([]byte, 1<<20)})), codes.ResourceExhausted},
 		{"garbage", []byte{0xff, 0xff, 0xff}, codes.InvalidArgument},
 		{"invalid UTF-8", []byte{0x0a, 0x02, 0xff, 0xfe}, codes.InvalidArgument},
 	} {
@@ -246,11 +247,14 @@ func TestBadRequests(t *testing.T) {
 		if tt.want == codes.InvalidArgument && infoOf(t, err).GetReason() != "ValidationException" {
 			t.Errorf("%s: reason %s", tt.name, infoOf(t, err).GetReason())
 		}
+		if strings.HasPrefix(tt.name, "one byte") && !strings.Contains(err.Error(), "at most 262144 bytes; it has 262145") {
+			t.Errorf("%s: %v does not say the limit", tt.name, err)
+		}
 	}
 	// The core hears of them: it records them.
 	c.mu.Lock()
-	if n := slices.Index(c.calls, "malformed Encrypt"); n != 1 || len(c.calls) != 3 {
-		t.Errorf("the core was called for %q, want one request and two that are malformed", c.calls)
+	if n := slices.Index(c.calls, "malformed Encrypt"); n != 1 || len(c.calls) != 4 {
+		t.Errorf("the core was called for %q, want one request and three that are malformed", c.calls)
 	}
 	c.mu.Unlock()
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "x", strings.Repeat("y", 32<<10))
@@ -388,6 +392,54 @@ func TestDrain(t *testing.T) {
 		t.Errorf("the request under way ended with %v, %v", r.resp, r.err)
 	}
 	<-stopped
+}
+
+// TestDrainEndsWatches: who watches the health service does not hold up a
+// server that stops. Without that, Shutdown would wait for ever here.
+func TestDrainEndsWatches(t *testing.T) {
+	t.Parallel()
+	d := open(t, &core{})
+	watch, err := healthpb.NewHealthClient(d.app(t)).Watch(t.Context(), &healthpb.HealthCheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := watch.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	d.stopWithin(t.Context())
+	for err == nil {
+		_, err = watch.Recv()
+	}
+	if status.Code(err) != codes.Unavailable {
+		t.Errorf("the watch ended with %v", err)
+	}
+}
+
+// TestCutLeavesHangingHandlersBehind: a handler that does not obey its
+// context does not keep the process from ending.
+func TestCutLeavesHangingHandlersBehind(t *testing.T) {
+	t.Parallel()
+	entered, release := make(chan struct{}), make(chan struct{})
+	c := &core{do: func(context.Context, *identity.Caller, string, proto.Message) (proto.Message, error) {
+		close(entered)
+		<-release
+		return &keyholdv1.GenerateRandomResponse{}, nil
+	}}
+	d := open(t, c)
+	defer close(release)
+	client := keyholdv1.NewCryptographyServiceClient(d.app(t))
+	failed := make(chan error, 1)
+	go func() {
+		_, err := client.GenerateRandom(t.Context(), &keyholdv1.GenerateRandomRequest{})
+		failed <- err
+	}()
+	<-entered
+	now, cancel := context.WithCancel(t.Context())
+	cancel()
+	d.stopWithin(now)
+	if err := <-failed; status.Code(err) != codes.Unavailable {
+		t.Errorf("the request that was cut ended with %v", err)
+	}
 }
 
 // TestCertificatesReload: a new certificate is served without a restart, a

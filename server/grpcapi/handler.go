@@ -50,11 +50,11 @@ func handler(md protoreflect.MethodDescriptor, input protoreflect.MessageType) g
 		}
 		req := request{message: input.New().Interface()}
 		if err := decode(&req); err != nil {
-			return nil, err // larger than maxRequestBytes, or the client has gone
+			return nil, err // larger than maxReceiveBytes, or the client has gone
 		}
 		defer kms.Wipe(req.message)
-		if req.err != nil {
-			return nil, s.failure(ctx, operation, requestID, s.cfg.Core.Malformed(ctx, caller, operation))
+		if req.refusal != "" {
+			return nil, s.failure(ctx, operation, requestID, s.cfg.Core.Malformed(ctx, caller, operation, req.refusal))
 		}
 		if _, ok := ctx.Deadline(); !ok {
 			var cancel context.CancelFunc

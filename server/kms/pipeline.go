@@ -28,8 +28,9 @@ type call struct {
 	// subjects are what the request is about, one per permission of the
 	// operation (step 5).
 	subjects []subject
-	// malformed: the door could not decode the request; there is no req.
-	malformed bool
+	// malformed is what a door found wrong with a request that it could not
+	// decode; there is no req then.
+	malformed string
 	// entered is set in step 3: the request counts as under way.
 	entered bool
 	// validated is set after step 2: parameters may be recorded.
@@ -75,13 +76,14 @@ func (s *Service) Do(ctx context.Context, caller *identity.Caller, operation str
 
 // Malformed records that a door could not decode a request, and returns what
 // the door answers with. A refusal is a refusal: without this a caller could
-// try what it likes and leave no trace. The error is always an *Error.
-func (s *Service) Malformed(ctx context.Context, caller *identity.Caller, operation string) error {
+// try what it likes and leave no trace. why is the door's own words, with
+// nothing of the request in them. The error is always an *Error.
+func (s *Service) Malformed(ctx context.Context, caller *identity.Caller, operation, why string) error {
 	op := s.ops[operation]
 	if op == nil || caller == nil || caller.Principal == nil {
 		return internalError(fmt.Errorf("a malformed request for %q by nobody, or for nothing", clip(operation)))
 	}
-	_, err := s.run(ctx, &call{op: op, caller: caller, region: Region(caller.Region), start: s.now(), malformed: true})
+	_, err := s.run(ctx, &call{op: op, caller: caller, region: Region(caller.Region), start: s.now(), malformed: why})
 	return err
 }
 
@@ -133,8 +135,8 @@ func (s *Service) perform(ctx context.Context, c *call) (resp proto.Message, err
 	}()
 	// Step 2: validate. The decoder's words may hold parts of the request, so
 	// they are not repeated.
-	if c.malformed {
-		return nil, errorf(CodeValidation, "The request is not a valid message of this method.")
+	if c.malformed != "" {
+		return nil, invalidField("request", "%s", c.malformed)
 	}
 	if err := s.validate(c); err != nil {
 		return nil, err

@@ -256,7 +256,7 @@ func TestMalformed(t *testing.T) {
 	}
 	for _, operation := range w.svc.Operations() {
 		events := w.eventsOf(func() {
-			if got := code(w.svc.Malformed(t.Context(), alice(), operation)); got != kms.CodeValidation {
+			if got := code(w.svc.Malformed(t.Context(), alice(), operation, "is garbage")); got != kms.CodeValidation {
 				t.Errorf("%s: %s", operation, got)
 			}
 		})
@@ -265,11 +265,11 @@ func TestMalformed(t *testing.T) {
 		}
 	}
 	j.failing(func([]byte) error { return audit.ErrUnavailable })
-	if got := code(w.svc.Malformed(t.Context(), alice(), "Encrypt")); got != kms.CodeInternal {
+	if got := code(w.svc.Malformed(t.Context(), alice(), "Encrypt", "is garbage")); got != kms.CodeInternal {
 		t.Errorf("without a journal: %s", got)
 	}
 	j.failing(nil)
-	for _, err := range []error{w.svc.Malformed(t.Context(), nil, "Encrypt"), w.svc.Malformed(t.Context(), alice(), "Nothing")} {
+	for _, err := range []error{w.svc.Malformed(t.Context(), nil, "Encrypt", "is garbage"), w.svc.Malformed(t.Context(), alice(), "Nothing", "is garbage")} {
 		if got := code(err); got != kms.CodeInternal {
 			t.Errorf("by nobody or for nothing: %s", got)
 		}
