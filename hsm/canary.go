@@ -41,7 +41,7 @@ func (t *Token) Canary(ctx context.Context) error {
 	}
 	err = st.conn.checkCanary(ctx)
 	if errors.Is(err, errNoCanary) {
-		return fmt.Errorf("%w: the canary, %q: run keyholdd init", ErrKeyNotFound, canaryLabel)
+		return fmt.Errorf("%w: the canary, %q: run keyholdd init --config FILE", ErrKeyNotFound, canaryLabel)
 	}
 	return err
 }

@@ -147,7 +147,7 @@ func (s *supervisor) healthy() bool {
 	case err == nil:
 		t.serve(nil, c)
 	case errors.Is(err, errNoCanary):
-		t.serve(unavailable("token %q has no canary key, so its health cannot be proven: run keyholdd init", t.label), c)
+		t.serve(unavailable("token %q has no canary key, so its health cannot be proven: run keyholdd init --config FILE", t.label), c)
 	case errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errHangs):
 		t.setDown(unavailable("token %q does not answer: the canary's call has not returned from PKCS#11 module %s", t.label, t.mod.path))
 		return false

@@ -39,7 +39,7 @@ func (s *Server) clockConfirmed() bool {
 	}
 	ok, err := takeConfirmation(filepath.Join(s.cfg.DataDir, clockFile), time.Now())
 	if err != nil {
-		s.log.WarnContext(context.Background(), "confirmation of the clock not accepted", "err", err, "hint", "run `keyholdd confirm-clock` again")
+		s.log.WarnContext(context.Background(), "confirmation of the clock not accepted", "err", err, "hint", "run `keyholdd confirm-clock --config FILE` again")
 	}
 	return ok
 }

@@ -73,7 +73,7 @@ func New(ctx context.Context, cfg *Config, opts Options) (s *Server, err error) 
 	if s.journal, err = openJournal(cfg, s.log, s.metrics, false); err != nil {
 		return s, err
 	}
-	if err = s.openTokens(); err != nil {
+	if err = s.openTokens(opts.Logger); err != nil {
 		return s, err
 	}
 	durability, err := audit.ParseDurability(cfg.Audit.Durability)
@@ -99,7 +99,8 @@ func openJournal(cfg *Config, log *slog.Logger, m *adminapi.Metrics, create bool
 	return audit.Open(cfg.Audit.Dir, audit.Options{Create: create, SegmentBytes: cfg.Audit.SegmentBytes, Logger: log, Observer: m.Commit})
 }
 
-func (s *Server) openTokens() error {
+// openTokens opens all tokens, which write to log what happens to them.
+func (s *Server) openTokens(log *slog.Logger) error {
 	for _, t := range s.cfg.Tokens {
 		for name, value := range t.Environment {
 			if old, set := os.LookupEnv(name); set && old != value {
@@ -117,7 +118,7 @@ func (s *Server) openTokens() error {
 			return fmt.Errorf("token %s: %w", t.Name, err)
 		}
 		cfg.ProbeCache = probeCache{dir: s.cfg.DataDir, log: s.log}
-		if s.tokens[t.Name], err = hsm.Open(cfg, hsm.Options{Logger: s.log, Observer: s.metrics.Token(t.Name)}); err != nil {
+		if s.tokens[t.Name], err = hsm.Open(cfg, hsm.Options{Logger: log, Observer: s.metrics.Token(t.Name)}); err != nil {
 			return fmt.Errorf("token %s: %w", t.Name, err)
 		}
 	}

@@ -133,7 +133,7 @@ func (e *exam) close(ctx context.Context) {
 func (e *exam) configuration() bool {
 	cfg, err := server.LoadConfig(e.opts.ConfigFile)
 	if err != nil {
-		e.fail("configuration", e.opts.ConfigFile, err.Error(), "correct the file; `keyholdd serve --check` says whether it is valid")
+		e.fail("configuration", e.opts.ConfigFile, err.Error(), "correct the file; `keyholdd serve --config "+e.opts.ConfigFile+" --check` says whether it is valid")
 		return false
 	}
 	e.cfg = cfg

@@ -46,7 +46,7 @@ func (s *Service) checkClock(ctx context.Context, now time.Time) error {
 	jump := now.Round(0).Sub(last)
 	if !last.IsZero() && (jump > MaxClockJump || jump < -MaxClockJump) && !s.confirmed() {
 		if !s.clock.held.Load() {
-			s.log.WarnContext(ctx, "clock differs from the last tick by more than an hour, deletions are held until it is confirmed", "now", now.UTC(), "last_tick", last.UTC(), "hint", "check the clock, then run `keyholdd confirm-clock`")
+			s.log.WarnContext(ctx, "clock differs from the last tick by more than an hour, deletions are held until it is confirmed", "now", now.UTC(), "last_tick", last.UTC(), "hint", "check the clock, then run `keyholdd confirm-clock --config FILE`")
 		}
 		s.clock.held.Store(true)
 		return errClockHeld

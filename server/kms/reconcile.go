@@ -66,7 +66,7 @@ func (s *Service) tryReconcile(ctx context.Context) bool {
 		return false
 	}
 	for _, o := range orphans {
-		s.log.WarnContext(ctx, "orphan found", "kind", o.Kind, "key", o.KeyID, "label", o.Label, "object_id", fmt.Sprintf("%x", o.ObjectID), "hint", "`keyholdd orphans` lists and cleans up")
+		s.log.WarnContext(ctx, "orphan found", "kind", o.Kind, "key", o.KeyID, "label", o.Label, "object_id", fmt.Sprintf("%x", o.ObjectID), "hint", "`keyholdd orphans --config FILE` lists and cleans up, with the daemon stopped")
 	}
 	return true
 }

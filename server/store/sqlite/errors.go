@@ -117,5 +117,5 @@ func busy(err error) bool {
 
 // notExist says that there is no database, and how to get one.
 func notExist(path string) error {
-	return fmt.Errorf("no database at %q: %w; hint: check the path of the data folder; a new installation is made with keyholdd init", path, fs.ErrNotExist)
+	return fmt.Errorf("no database at %q: %w; hint: check the path of the data folder; a new installation is made with keyholdd init --config FILE", path, fs.ErrNotExist)
 }
