@@ -31,7 +31,7 @@ start on the folder finds all keys again.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&opts.Dir, "dir", ".keyhold", "folder for token, keys, certificates and logs")
+	f.StringVar(&opts.Dir, "dir", ".keyhold", "folder for token, database, audit log and certificates")
 	f.StringVar(&opts.GRPC, "grpc", "127.0.0.1:9443", "address of the gRPC door")
 	f.StringVar(&opts.Admin, "admin", "127.0.0.1:9090", "address of the admin listener")
 	f.StringVar(&opts.Account, "account", "000000000000", "account of the root principal, 12 digits")

@@ -46,13 +46,13 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	// What fails before a command runs is a mistake on the command line.
 	understood := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { understood = true }
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	var usage usageError
 	switch {
 	case err == nil:
 		return 0
 	case !understood, errors.As(err, &usage):
-		fmt.Fprintf(stderr, "keyholdd: %v\nRun 'keyholdd --help' for usage.\n", err)
+		fmt.Fprintf(stderr, "keyholdd: %v\nRun `%s --help` for usage.\n", err, cmd.CommandPath())
 		return 2
 	}
 	fmt.Fprintf(stderr, "keyholdd: %v\n", err)

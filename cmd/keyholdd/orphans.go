@@ -75,7 +75,7 @@ func destroyOrphans(ctx context.Context, core *kms.Service, orphans []kms.Orphan
 	// All are looked up before any is destroyed: a mistyped id stops it.
 	for _, id := range ids {
 		if _, ok := byID[id]; !ok {
-			return fmt.Errorf("no orphan has the object id %q; run `keyholdd orphans` for the list", id)
+			return fmt.Errorf("no orphan has the object id %q; run it without --destroy for the list", id)
 		}
 	}
 	for _, id := range ids {
