@@ -26,7 +26,7 @@ const account = "111122223333"
 func TestAccountID(t *testing.T) {
 	t.Parallel()
 	for id, want := range map[identity.AccountID]bool{
-		account: true, "000000000000": true, "": false, "11112222333": false, "1111222233334": false, "11112222333a": false, "11112222333 ": false,
+		account: true, "000000000000": true, "": false, "11112222333": false, "1111222233334": false, "11112222333a": false, "11112222333\t": false,
 		"１１１１２２２２３３３３": false, "-11112222333": false, "+11112222333": false,
 	} {
 		if id.Valid() != want {

@@ -82,8 +82,8 @@ func (s *Service) updateAlias(ctx context.Context, c *call, r *keyholdv1.UpdateA
 		return &keyholdv1.UpdateAliasResponse{}, nil
 	}
 	if old := s.keys.key(a.KeyID); old != nil {
-		was, _ := factsOf(old.rec.Load().Spec)
-		is, _ := factsOf(target.rec.Spec)
+		was := factsOf(old.rec.Load().Spec)
+		is := factsOf(target.rec.Spec)
 		if was.kind != is.kind || old.rec.Load().Usage != target.rec.Usage {
 			return nil, errorf(CodeValidation, "Alias %s cannot be changed from key %s to key %s: both must be symmetric, asymmetric or HMAC keys and have the same usage.", name.arn, old.arn, target.arn)
 		}

@@ -45,7 +45,7 @@ func contextHash(ec map[string]string) [contextHashBytes]byte {
 		size += 8 + len(k) + len(v)
 	}
 	slices.Sort(keys)
-	b := binary.BigEndian.AppendUint32(make([]byte, 0, size), uint32(len(keys))) //nolint:gosec // at most maxContextBytes + 1 pairs
+	b := binary.BigEndian.AppendUint32(make([]byte, 0, size), uint32(len(keys)))
 	for _, k := range keys {
 		b = appendPart(b, k)
 		b = appendPart(b, ec[k])
@@ -54,6 +54,6 @@ func contextHash(ec map[string]string) [contextHashBytes]byte {
 }
 
 func appendPart(b []byte, s string) []byte {
-	b = binary.BigEndian.AppendUint32(b, uint32(len(s))) //nolint:gosec // at most maxContextBytes
+	b = binary.BigEndian.AppendUint32(b, uint32(len(s)))
 	return append(b, s...)
 }

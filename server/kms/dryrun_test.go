@@ -23,29 +23,7 @@ func TestDryRun(t *testing.T) {
 	aes, off, mac, sign := w.newAESKey(), w.newAESKey(), w.newKey(hmac256, usageMac), w.newKey(p256, usageSign)
 	blob := w.encrypt(aes, []byte("x"), nil)
 	w.inState(off, disabled)
-	requests := map[string]func(key string) proto.Message{
-		"Encrypt": func(key string) proto.Message { return &keyholdv1.EncryptRequest{KeyId: key, Plaintext: []byte("x")} },
-		"Decrypt": func(key string) proto.Message { return &keyholdv1.DecryptRequest{KeyId: &key, CiphertextBlob: blob} },
-		"ReEncrypt": func(key string) proto.Message {
-			return &keyholdv1.ReEncryptRequest{CiphertextBlob: blob, DestinationKeyId: key}
-		},
-		"GenerateDataKey": func(key string) proto.Message { return &keyholdv1.GenerateDataKeyRequest{KeyId: key, KeySpec: 1} },
-		"GenerateDataKeyWithoutPlaintext": func(key string) proto.Message {
-			return &keyholdv1.GenerateDataKeyWithoutPlaintextRequest{KeyId: key, KeySpec: 1}
-		},
-		"Sign": func(key string) proto.Message {
-			return &keyholdv1.SignRequest{KeyId: key, Message: []byte("x"), SigningAlgorithm: ecdsa256}
-		},
-		"Verify": func(key string) proto.Message {
-			return &keyholdv1.VerifyRequest{KeyId: key, Message: []byte("x"), Signature: []byte("x"), SigningAlgorithm: ecdsa256}
-		},
-		"GenerateMac": func(key string) proto.Message {
-			return &keyholdv1.GenerateMacRequest{KeyId: key, Message: []byte("x"), MacAlgorithm: macSHA256}
-		},
-		"VerifyMac": func(key string) proto.Message {
-			return &keyholdv1.VerifyMacRequest{KeyId: key, Message: []byte("x"), Mac: []byte("x"), MacAlgorithm: macSHA256}
-		},
-	}
+	requests := dryRequests(blob)
 	dry := func(key, op string) proto.Message {
 		req := requests[op](key)
 		m := req.ProtoReflect()
@@ -97,6 +75,34 @@ func TestDryRun(t *testing.T) {
 	events := w.eventsOf(func() { refuse(w, dry(aes, "Encrypt"), kms.CodeDryRun) })
 	if len(events) != 1 || events[0].ErrorCode != string(kms.CodeDryRun) {
 		t.Errorf("the log has %+v", events)
+	}
+}
+
+// dryRequests makes a request of each operation that has a dry run, with the
+// given key.
+func dryRequests(blob []byte) map[string]func(key string) proto.Message {
+	return map[string]func(key string) proto.Message{
+		"Encrypt": func(key string) proto.Message { return &keyholdv1.EncryptRequest{KeyId: key, Plaintext: []byte("x")} },
+		"Decrypt": func(key string) proto.Message { return &keyholdv1.DecryptRequest{KeyId: &key, CiphertextBlob: blob} },
+		"ReEncrypt": func(key string) proto.Message {
+			return &keyholdv1.ReEncryptRequest{CiphertextBlob: blob, DestinationKeyId: key}
+		},
+		"GenerateDataKey": func(key string) proto.Message { return &keyholdv1.GenerateDataKeyRequest{KeyId: key, KeySpec: 1} },
+		"GenerateDataKeyWithoutPlaintext": func(key string) proto.Message {
+			return &keyholdv1.GenerateDataKeyWithoutPlaintextRequest{KeyId: key, KeySpec: 1}
+		},
+		"Sign": func(key string) proto.Message {
+			return &keyholdv1.SignRequest{KeyId: key, Message: []byte("x"), SigningAlgorithm: ecdsa256}
+		},
+		"Verify": func(key string) proto.Message {
+			return &keyholdv1.VerifyRequest{KeyId: key, Message: []byte("x"), Signature: []byte("x"), SigningAlgorithm: ecdsa256}
+		},
+		"GenerateMac": func(key string) proto.Message {
+			return &keyholdv1.GenerateMacRequest{KeyId: key, Message: []byte("x"), MacAlgorithm: macSHA256}
+		},
+		"VerifyMac": func(key string) proto.Message {
+			return &keyholdv1.VerifyMacRequest{KeyId: key, Message: []byte("x"), Mac: []byte("x"), MacAlgorithm: macSHA256}
+		},
 	}
 }
 

@@ -88,7 +88,7 @@ func (s *Service) decryptWith(ctx context.Context, c *call, sub *subject, alg ke
 	if !ok {
 		return nil, "", fmt.Errorf("%w: RSA decryption", ErrUnsupported)
 	}
-	f, _ := factsOf(sub.rec.Spec)
+	f := factsOf(sub.rec.Spec)
 	src := sourceOf(c.req)
 	if len(src.blob) != f.modulusBytes {
 		return nil, "", ErrNotAuthentic
@@ -120,7 +120,7 @@ func checkPlaintext(sub *subject, alg keyholdv1.EncryptionAlgorithmSpec, plainte
 	if hash == 0 {
 		return nil
 	}
-	f, _ := factsOf(sub.rec.Spec)
+	f := factsOf(sub.rec.Spec)
 	if most := f.modulusBytes - 2*hash.Size() - 2; len(plaintext) > most {
 		return errorf(CodeValidation, "Algorithm %s and key spec %s cannot encrypt data larger than %d bytes.", awsName(alg), awsName(sub.rec.Spec), most)
 	}

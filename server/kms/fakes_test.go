@@ -3,7 +3,6 @@ package kms_test
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/ecdsa"
@@ -69,17 +68,6 @@ func (f *fakeStore) failing(call string, err error) {
 		return nil
 	}
 	f.before.Store(&fn)
-}
-
-// failingAfter makes every call of that name fail after it did its work.
-func (f *fakeStore) failingAfter(call string, err error) {
-	fn := func(c string) error {
-		if c == call {
-			return err
-		}
-		return nil
-	}
-	f.after.Store(&fn)
 }
 
 func (f *fakeStore) heal() { f.before.Store(nil); f.after.Store(nil) }
@@ -254,13 +242,6 @@ func (f *fakeStore) size() int {
 
 // onlyStore has the methods of kms.KeyStore and no power beside them.
 type onlyStore struct{ kms.KeyStore }
-
-// withOAEP adds RSA decryption that never opens.
-type withOAEP struct{ *fakeStore }
-
-func (withOAEP) DecryptOAEP(context.Context, kms.Locator, crypto.Hash, []byte) ([]byte, error) {
-	return nil, kms.ErrNotAuthentic
-}
 
 // faultyJournal fails appends on demand.
 type faultyJournal struct {

@@ -28,7 +28,7 @@ func specAndUsage(r *keyholdv1.CreateKeyRequest) (keyholdv1.KeySpec, keyholdv1.K
 
 func validCreateKey(r *keyholdv1.CreateKeyRequest) error {
 	spec, usage := specAndUsage(r)
-	f, _ := factsOf(spec)
+	f := factsOf(spec)
 	switch {
 	case usage == keyholdv1.KeyUsageType_KEY_USAGE_TYPE_UNSPECIFIED:
 		return invalidField("key_usage", "must be given for key spec %s", awsName(spec))

@@ -124,7 +124,7 @@ func (s *Service) refill(ctx context.Context, e *entry, l *sealLease) error {
 	if granted == 0 {
 		l.spent.Store(true)
 	}
-	l.left.Add(int64(granted)) //nolint:gosec // at most leaseSeals
+	l.left.Add(int64(granted))
 	return nil
 }
 

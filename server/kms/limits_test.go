@@ -2,6 +2,7 @@ package kms_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -30,20 +31,16 @@ type limit struct {
 func TestLimits(t *testing.T) {
 	t.Parallel()
 	w, _ := newFakeWorld(t)
-	aes, mac := w.newAESKey(), w.newKey(hmac256, usageMac)
-	fresh := func() string { return w.newAESKey() }
-	bytesOf := func(n int) []byte { return make([]byte, n) }
-	// Two bytes a character: limits of text count characters, those of the
-	// encryption context bytes.
-	text := func(n int) string { return strings.Repeat("é", n) }
-	name := func(n int) string { return "alias/" + strings.Repeat("a", n-6) }
-	tags := func(n int) (out []*keyholdv1.Tag) {
-		for i := range n {
-			out = append(out, &keyholdv1.Tag{TagKey: fmt.Sprintf("k%d", i), TagValue: ptr("")})
-		}
-		return out
+	for _, l := range slices.Concat(dataLimits(w), contextLimits(w), controlLimits(w)) {
+		t.Run(l.name, func(t *testing.T) { l.check(w.with(t)) })
 	}
-	for _, l := range []limit{
+}
+
+// dataLimits are those of requests that carry data.
+func dataLimits(w *world) []limit {
+	aes, mac := w.newAESKey(), w.newKey(hmac256, usageMac)
+	bytesOf := func(n int) []byte { return make([]byte, n) }
+	return []limit{
 		{"Encrypt plaintext", func(n int) proto.Message { return &keyholdv1.EncryptRequest{KeyId: aes, Plaintext: bytesOf(n)} }, 1, 4096, "plaintext", ""},
 		{"Sign message", func(n int) proto.Message {
 			return &keyholdv1.SignRequest{KeyId: aes, Message: bytesOf(n), SigningAlgorithm: pss256}
@@ -74,6 +71,23 @@ func TestLimits(t *testing.T) {
 		{"GenerateDataKeyWithoutPlaintext", func(n int) proto.Message {
 			return &keyholdv1.GenerateDataKeyWithoutPlaintextRequest{KeyId: aes, NumberOfBytes: ptr(int32(n))}
 		}, 1, 1024, "number_of_bytes", ""},
+	}
+}
+
+// controlLimits are those of requests about keys.
+func controlLimits(w *world) []limit {
+	aes := w.newAESKey()
+	fresh := func() string { return w.newAESKey() }
+	// Two bytes a character: limits of text count characters.
+	text := func(n int) string { return strings.Repeat("é", n) }
+	name := func(n int) string { return "alias/" + strings.Repeat("a", n-6) }
+	tags := func(n int) (out []*keyholdv1.Tag) {
+		for i := range n {
+			out = append(out, &keyholdv1.Tag{TagKey: fmt.Sprintf("k%d", i), TagValue: ptr("")})
+		}
+		return out
+	}
+	return []limit{
 		{"ListKeys limit", func(n int) proto.Message { return &keyholdv1.ListKeysRequest{Limit: ptr(int32(n))} }, 1, 1000, "limit", ""},
 		{"ListAliases limit", func(n int) proto.Message { return &keyholdv1.ListAliasesRequest{Limit: ptr(int32(n))} }, 1, 100, "limit", ""},
 		{"ListKeys marker", func(n int) proto.Message {
@@ -105,6 +119,14 @@ func TestLimits(t *testing.T) {
 		{"UpdateAlias name", func(n int) proto.Message {
 			return &keyholdv1.UpdateAliasRequest{AliasName: strings.Repeat("a", n), TargetKeyId: aes}
 		}, -1, 256, "alias_name", kms.CodeValidation},
+	}
+}
+
+// contextLimits are those of encryption contexts, which count bytes.
+func contextLimits(w *world) []limit {
+	aes := w.newAESKey()
+	bytesOf := func(n int) []byte { return make([]byte, n) }
+	return []limit{
 		{"context of Encrypt", func(n int) proto.Message {
 			return &keyholdv1.EncryptRequest{KeyId: aes, Plaintext: bytesOf(1), EncryptionContext: contextOf(n)}
 		}, -1, 8192, "encryption_context", ""},
@@ -123,8 +145,6 @@ func TestLimits(t *testing.T) {
 		{"context of GenerateDataKeyWithoutPlaintext", func(n int) proto.Message {
 			return &keyholdv1.GenerateDataKeyWithoutPlaintextRequest{KeyId: aes, NumberOfBytes: ptr(int32(1)), EncryptionContext: contextOf(n)}
 		}, -1, 8192, "encryption_context", ""},
-	} {
-		t.Run(l.name, func(t *testing.T) { l.check(w.with(t)) })
 	}
 }
 

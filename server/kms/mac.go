@@ -10,7 +10,7 @@ import (
 
 // checkMac is step 8: an HMAC key has one algorithm.
 func checkMac(c *call, alg keyholdv1.MacAlgorithmSpec) error {
-	if f, _ := factsOf(c.key(0).rec.Spec); f.mac != alg {
+	if f := factsOf(c.key(0).rec.Spec); f.mac != alg {
 		return errorf(CodeInvalidKeyUsage, "Algorithm %s is incompatible with key spec %s.", awsName(alg), awsName(c.key(0).rec.Spec))
 	}
 	return nil

@@ -22,7 +22,7 @@ func (s *Service) metadata(e *entry) *keyholdv1.KeyMetadata {
 		KeySpec: r.Spec, EncryptionAlgorithms: encryptionAlgorithms(r.Spec, r.Usage), SigningAlgorithms: s.offeredSigning(r),
 		KeyAgreementAlgorithms: agreementAlgorithms(r.Usage), MultiRegion: &multiRegion, KeyCustody: r.Current().Custody,
 	}
-	if f, _ := factsOf(r.Spec); f.mac != keyholdv1.MacAlgorithmSpec_MAC_ALGORITHM_SPEC_UNSPECIFIED {
+	if f := factsOf(r.Spec); f.mac != keyholdv1.MacAlgorithmSpec_MAC_ALGORITHM_SPEC_UNSPECIFIED {
 		m.MacAlgorithms = []keyholdv1.MacAlgorithmSpec{f.mac}
 	}
 	if r.Spec == keyholdv1.KeySpec_KEY_SPEC_SYMMETRIC_DEFAULT {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"strings"
 	"sync"
@@ -435,7 +434,7 @@ func TestObserver(t *testing.T) {
 // The service works with a logger that throws all away.
 func TestDefaults(t *testing.T) {
 	t.Parallel()
-	w, _ := newFakeWorld(t, withConfig(func(c *kms.Config) { c.Now, c.Logger = nil, slog.New(slog.NewTextHandler(io.Discard, nil)) }))
+	w, _ := newFakeWorld(t, withConfig(func(c *kms.Config) { c.Now, c.Logger = nil, slog.New(slog.DiscardHandler) }))
 	before := time.Now().Add(-time.Second)
 	m := w.metadata(w.newAESKey())
 	if created := m.GetCreationDate().AsTime(); created.Before(before) || created.After(time.Now()) {

@@ -141,7 +141,7 @@ func (s *Service) verify(ctx context.Context, c *call, r *keyholdv1.VerifyReques
 
 func (s *Service) checkGetPublicKey(c *call, _ *keyholdv1.GetPublicKeyRequest) error {
 	r := c.key(0).rec
-	if f, _ := factsOf(r.Spec); f.kind != kindAsymmetric {
+	if f := factsOf(r.Spec); f.kind != kindAsymmetric {
 		return errorf(CodeUnsupportedOperation, "%s key spec is %s which is not valid for GetPublicKey.", c.key(0).arn, awsName(r.Spec))
 	}
 	return nil

@@ -26,7 +26,8 @@ type specFacts struct {
 	modulusBytes int
 }
 
-func factsOf(spec keyholdv1.KeySpec) (specFacts, bool) {
+// factsOf returns the zero value for what is no key spec.
+func factsOf(spec keyholdv1.KeySpec) specFacts {
 	const (
 		encrypt = keyholdv1.KeyUsageType_KEY_USAGE_TYPE_ENCRYPT_DECRYPT
 		sign    = keyholdv1.KeyUsageType_KEY_USAGE_TYPE_SIGN_VERIFY
@@ -44,39 +45,39 @@ func factsOf(spec keyholdv1.KeySpec) (specFacts, bool) {
 	}
 	switch spec {
 	case keyholdv1.KeySpec_KEY_SPEC_SYMMETRIC_DEFAULT:
-		return specFacts{kind: kindSymmetric, usages: []keyholdv1.KeyUsageType{encrypt}}, true
+		return specFacts{kind: kindSymmetric, usages: []keyholdv1.KeyUsageType{encrypt}}
 	case keyholdv1.KeySpec_KEY_SPEC_RSA_2048:
-		return rsa(256), true
+		return rsa(256)
 	case keyholdv1.KeySpec_KEY_SPEC_RSA_3072:
-		return rsa(384), true
+		return rsa(384)
 	case keyholdv1.KeySpec_KEY_SPEC_RSA_4096:
-		return rsa(512), true
+		return rsa(512)
 	case keyholdv1.KeySpec_KEY_SPEC_ECC_NIST_P256:
-		return ec(keyholdv1.SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_ECDSA_SHA_256), true
+		return ec(keyholdv1.SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_ECDSA_SHA_256)
 	case keyholdv1.KeySpec_KEY_SPEC_ECC_NIST_P384:
-		return ec(keyholdv1.SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_ECDSA_SHA_384), true
+		return ec(keyholdv1.SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_ECDSA_SHA_384)
 	case keyholdv1.KeySpec_KEY_SPEC_ECC_NIST_P521:
-		return ec(keyholdv1.SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_ECDSA_SHA_512), true
+		return ec(keyholdv1.SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_ECDSA_SHA_512)
 	case keyholdv1.KeySpec_KEY_SPEC_ECC_SECG_P256K1:
 		f := ec(keyholdv1.SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_ECDSA_SHA_256)
 		f.usages = f.usages[:1] // AWS offers no key agreement on secp256k1.
-		return f, true
+		return f
 	case keyholdv1.KeySpec_KEY_SPEC_ECC_NIST_EDWARDS25519:
 		return specFacts{kind: kindAsymmetric, usages: []keyholdv1.KeyUsageType{sign}, signing: []keyholdv1.SigningAlgorithmSpec{
 			keyholdv1.SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_ED25519_SHA_512,
 			keyholdv1.SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_ED25519_PH_SHA_512,
-		}}, true
+		}}
 	case keyholdv1.KeySpec_KEY_SPEC_HMAC_224:
-		return hmac(keyholdv1.MacAlgorithmSpec_MAC_ALGORITHM_SPEC_HMAC_SHA_224), true
+		return hmac(keyholdv1.MacAlgorithmSpec_MAC_ALGORITHM_SPEC_HMAC_SHA_224)
 	case keyholdv1.KeySpec_KEY_SPEC_HMAC_256:
-		return hmac(keyholdv1.MacAlgorithmSpec_MAC_ALGORITHM_SPEC_HMAC_SHA_256), true
+		return hmac(keyholdv1.MacAlgorithmSpec_MAC_ALGORITHM_SPEC_HMAC_SHA_256)
 	case keyholdv1.KeySpec_KEY_SPEC_HMAC_384:
-		return hmac(keyholdv1.MacAlgorithmSpec_MAC_ALGORITHM_SPEC_HMAC_SHA_384), true
+		return hmac(keyholdv1.MacAlgorithmSpec_MAC_ALGORITHM_SPEC_HMAC_SHA_384)
 	case keyholdv1.KeySpec_KEY_SPEC_HMAC_512:
-		return hmac(keyholdv1.MacAlgorithmSpec_MAC_ALGORITHM_SPEC_HMAC_SHA_512), true
+		return hmac(keyholdv1.MacAlgorithmSpec_MAC_ALGORITHM_SPEC_HMAC_SHA_512)
 	case keyholdv1.KeySpec_KEY_SPEC_UNSPECIFIED:
 	}
-	return specFacts{}, false
+	return specFacts{}
 }
 
 func rsaSigning() []keyholdv1.SigningAlgorithmSpec {
@@ -92,7 +93,7 @@ func rsaSigning() []keyholdv1.SigningAlgorithmSpec {
 
 // encryptionAlgorithms returns what Encrypt and Decrypt take with such a key.
 func encryptionAlgorithms(spec keyholdv1.KeySpec, usage keyholdv1.KeyUsageType) []keyholdv1.EncryptionAlgorithmSpec {
-	f, _ := factsOf(spec)
+	f := factsOf(spec)
 	switch {
 	case usage != keyholdv1.KeyUsageType_KEY_USAGE_TYPE_ENCRYPT_DECRYPT:
 		return nil
@@ -110,7 +111,7 @@ func signingAlgorithms(spec keyholdv1.KeySpec, usage keyholdv1.KeyUsageType) []k
 	if usage != keyholdv1.KeyUsageType_KEY_USAGE_TYPE_SIGN_VERIFY {
 		return nil
 	}
-	f, _ := factsOf(spec)
+	f := factsOf(spec)
 	return f.signing
 }
 

@@ -47,7 +47,7 @@ func checkLists(m protoreflect.Message) error {
 		switch most := rules.GetRepeated().GetMaxItems(); {
 		case err != nil:
 			wrong = internalError(fmt.Errorf("rules of %s: %w", fd.FullName(), err))
-		case uint64(v.List().Len()) > most: //nolint:gosec // a length is not negative
+		case uint64(v.List().Len()) > most:
 			wrong = invalidField(string(fd.Name()), "must have at most %d elements; it has %d", most, v.List().Len())
 		}
 		return wrong == nil
