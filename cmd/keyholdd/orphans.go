@@ -36,7 +36,9 @@ The daemon must not be running.`,
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), readyTimeout)
 		defer cancel()
-		s, err := server.New(ctx, cfg, server.Options{Logger: server.NewLogger(cmd.ErrOrStderr(), cfg.Log), Version: version})
+		log := server.NewLogger(cmd.ErrOrStderr(), cfg.Log)
+		forbidCoreDumps(log)
+		s, err := server.New(ctx, cfg, server.Options{Logger: log, Version: version})
 		if err != nil {
 			return err
 		}

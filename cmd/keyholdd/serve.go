@@ -100,7 +100,9 @@ What exists is left as it is.`,
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), readyTimeout)
 		defer cancel()
-		done, err := server.Initialise(ctx, cfg, server.Options{Logger: server.NewLogger(cmd.ErrOrStderr(), cfg.Log), Version: version})
+		log := server.NewLogger(cmd.ErrOrStderr(), cfg.Log)
+		forbidCoreDumps(log)
+		done, err := server.Initialise(ctx, cfg, server.Options{Logger: log, Version: version})
 		for _, line := range done {
 			fmt.Fprintln(cmd.OutOrStdout(), line)
 		}

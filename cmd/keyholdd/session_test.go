@@ -181,6 +181,8 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"dev", "extra"}, 2, "unknown command"},
 		{[]string{"dev", "--dir", t.TempDir(), "--account", "12"}, 1, "12 digits"},
 		{[]string{"dev", "--dir", t.TempDir(), "--grpc", "nonsense"}, 1, "--grpc"},
+		{[]string{"dev", "--dir", t.TempDir() + "/with blank"}, 1, "another folder"},
+		{[]string{"dev", "--dir", t.TempDir() + "/a=b"}, 1, "another folder"},
 	} {
 		var out bytes.Buffer
 		if code := run(t.Context(), tt.args, strings.NewReader(""), &out, &out); code != tt.code || !strings.Contains(out.String(), tt.want) {

@@ -55,6 +55,9 @@ func Prepare(ctx context.Context, opts Options) (*World, error) {
 	if err != nil {
 		return nil, err
 	}
+	if i := strings.IndexFunc(dir, needsQuoting); i >= 0 {
+		return nil, fmt.Errorf("--dir %q: its path holds %q, which neither SoftHSM nor a shell that sources dev.env would take; use another folder", dir, dir[i:i+1])
+	}
 	if !identity.AccountID(opts.Account).Valid() {
 		return nil, fmt.Errorf("--account %q is not 12 digits", opts.Account)
 	}
@@ -83,6 +86,12 @@ func Prepare(ctx context.Context, opts Options) (*World, error) {
 		return nil, err
 	}
 	return w, nil
+}
+
+// needsQuoting tells what dev.env could not hold plainly. SoftHSM's
+// configuration has no quoting at all.
+func needsQuoting(r rune) bool {
+	return r <= ' ' || strings.ContainsRune("\"'`$\\&|;<>()=", r)
 }
 
 // configure writes the configuration and reads it as `serve` would.

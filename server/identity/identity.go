@@ -119,8 +119,9 @@ type Caller struct {
 var (
 	// ErrUnknownSubject: no subject of the certificate is bound to anyone.
 	ErrUnknownSubject = errors.New("certificate subject is not bound to a principal")
-	// ErrAmbiguousSubject: its subjects are bound to different principals.
-	ErrAmbiguousSubject = errors.New("certificate subjects are bound to different principals")
+	// ErrAmbiguousSubject: it has several SPIFFE ids, or its DNS names are bound
+	// to different principals.
+	ErrAmbiguousSubject = errors.New("certificate names more than one principal")
 )
 
 // Binding binds certificate subjects to a principal.
@@ -183,6 +184,9 @@ func (d *Directory) Authenticate(cert *x509.Certificate) (*Principal, string, er
 		if u.Scheme == "spiffe" {
 			subjects = append(subjects, u.String())
 		}
+	}
+	if len(subjects) > 1 {
+		return nil, "", ErrAmbiguousSubject // X.509-SVID, 2: exactly one SPIFFE ID
 	}
 	if len(subjects) == 0 {
 		for _, n := range cert.DNSNames {

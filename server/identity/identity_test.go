@@ -169,7 +169,7 @@ func TestAuthenticate(t *testing.T) {
 		"nothing":                            {nil, nil, "", "", "", identity.ErrUnknownSubject},
 		"another URI does not hide":          {[]string{"https://example.org/app"}, nil, "app", "cn", "cn:app", nil},
 		"another URI is nobody":              {[]string{"https://example.org/app"}, nil, "", "", "", identity.ErrUnknownSubject},
-		"two of one principal":               {[]string{"spiffe://example.org/app", "spiffe://example.org/app2"}, nil, "", "spiffe", "spiffe://example.org/app2", nil},
+		"two of one principal":               {[]string{"spiffe://example.org/app", "spiffe://example.org/app2"}, nil, "", "", "", identity.ErrAmbiguousSubject},
 		"two of two principals":              {[]string{"spiffe://example.org/app", "spiffe://example.org/other"}, nil, "", "", "", identity.ErrAmbiguousSubject},
 		"two dns names of two principals":    {nil, []string{"app.example.org", "two.example.org"}, "", "", "", identity.ErrAmbiguousSubject},
 		"longer path":                        {[]string{"spiffe://example.org/app/x"}, nil, "", "", "", identity.ErrUnknownSubject},
