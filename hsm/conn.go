@@ -47,7 +47,7 @@ type conn struct {
 	copies     *copies
 	durable    *durable
 	canary     atomic.Uint64 // handle of the canary key; 0 is no handle (CK_INVALID_HANDLE)
-	canarySeen atomic.Bool   // the canary was found on this connection: its absence means trouble from then on
+	canarySeen atomic.Bool   // the canary was found on this connection or an earlier one: its absence means trouble from then on
 	logout     atomic.Bool   // the keeper logs out when it ends
 
 	mu       sync.Mutex

@@ -31,6 +31,7 @@ type supervisor struct {
 	pending chan dialled  // an attempt to connect, or to initialise, that has not returned
 	what    string        // what the pending attempt does
 	probed  string        // serial number and firmware that the capabilities were proven on
+	canary  string        // serial number of the token whose canary has been well once
 	backoff time.Duration // before the next attempt to connect
 	reinit  time.Duration // the same for initialising the module
 	reinitT time.Time     // when that may be done again
@@ -145,6 +146,7 @@ func (s *supervisor) healthy() bool {
 		t.pause(c.epoch)
 		return false
 	case err == nil:
+		s.canary = c.info.SerialNumber
 		t.serve(nil, c)
 	case errors.Is(err, errNoCanary):
 		t.serve(unavailable("token %q has no canary key, so its health cannot be proven: run keyholdd init --config FILE", t.label), c)
