@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 	"github.com/keyhold/keyhold/server/audit"
@@ -306,5 +307,46 @@ func (w *world) searchSecrets(secrets map[string][]byte) {
 				}
 			}
 		}
+	}
+}
+
+// Whatever bytes a request holds, none of its records repeats them, whether it
+// succeeds or fails: this goes by the descriptors, so that a new field is
+// covered the day it is declared.
+func TestRecordsHoldNoBytes(t *testing.T) {
+	t.Parallel()
+	signer := &fakeSigner{newFakeStore()}
+	w := buildWorld(t, signer)
+	keys := []string{w.newAESKey(), w.newKey(hmac256, usageMac), w.newKey(p256, usageSign)}
+	const canary = "CANARY-of-bytes-in-a-request"
+	covered := 0
+	for op, md := range methods() {
+		for i := range md.Input().Fields().Len() {
+			fd := md.Input().Fields().Get(i)
+			if fd.Kind() != protoreflect.BytesKind || fd.IsMap() {
+				continue
+			}
+			covered++
+			for _, key := range keys {
+				req := sampleRequest(t, op)
+				m := req.ProtoReflect()
+				m.Set(fd, protoreflect.ValueOfBytes([]byte(canary)))
+				for _, name := range []protoreflect.Name{"key_id", "destination_key_id"} {
+					if named := md.Input().Fields().ByName(name); named != nil {
+						m.Set(named, protoreflect.ValueOfString(key))
+					}
+				}
+				for _, e := range w.eventsOf(func() { try[proto.Message](w, req) }) {
+					for _, spelling := range []string{canary, hex.EncodeToString([]byte(canary)), base64.RawStdEncoding.EncodeToString([]byte(canary))} {
+						if strings.Contains(e.raw, spelling) {
+							t.Errorf("%s.%s is recorded: %s", op, fd.Name(), e.raw)
+						}
+					}
+				}
+			}
+		}
+	}
+	if covered < 10 {
+		t.Errorf("only %d fields hold bytes", covered)
 	}
 }

@@ -16,14 +16,16 @@ import (
 func (s *Service) Run(ctx context.Context) {
 	ticker := time.NewTicker(s.maintenance)
 	defer ticker.Stop()
-	reconciled := false
+	compared, whole := false, false
 	for {
-		reconciled = reconciled || s.tryReconcile(ctx)
+		if !whole {
+			compared, whole = s.tryReconcile(ctx)
+		}
 		s.Maintain(ctx)
-		// Until the first reconciliation look more often: the token may still
-		// be waking up.
+		// Until the first comparison look more often: the token may still be
+		// waking up.
 		var soon <-chan time.Time
-		if !reconciled {
+		if !compared {
 			soon = time.After(time.Second)
 		}
 		select {

@@ -51,11 +51,6 @@ func (s *Service) encryptWith(ctx context.Context, sub *subject, alg keyholdv1.E
 		return nil, "", err
 	}
 	if hash := oaepHash(alg); hash != 0 {
-		// The token is not asked, so what is known of it must be looked at:
-		// nothing could ever decrypt what is made here.
-		if sub.entry.missing.Load() {
-			return nil, "", fmt.Errorf("encrypt for %s: %w", sub.arn, ErrKeyMissing)
-		}
 		pub, err := s.publicKey(ctx, sub)
 		if err != nil {
 			return nil, "", err

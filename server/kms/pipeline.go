@@ -222,6 +222,11 @@ func (s *Service) checkKeys(c *call) error {
 		if err := c.op.needs.checkState(sub.arn, sub.rec.State); err != nil {
 			return err
 		}
+		// The token is not always asked: nothing could ever decrypt what is
+		// encrypted for a key pair whose private half is lost.
+		if c.op.needs == needsEnabled && sub.entry.missing.Load() {
+			return fmt.Errorf("%s: %w", sub.arn, ErrKeyMissing)
+		}
 		if c.op.usage != keyholdv1.KeyUsageType_KEY_USAGE_TYPE_UNSPECIFIED && sub.rec.Usage != c.op.usage {
 			return errorf(CodeInvalidKeyUsage, "%s key usage is %s which is not valid for %s.", sub.arn, awsName(sub.rec.Usage), c.op.name)
 		}

@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -53,22 +54,35 @@ func (s *Service) Orphans() []Orphan {
 	return slices.Clone(s.orphans.list)
 }
 
-// tryReconcile reconciles if every key store can be read now.
-func (s *Service) tryReconcile(ctx context.Context) bool {
+// tryReconcile reconciles if every key store can be read now, and logs what
+// was not known before. compared is false where it has to be tried again;
+// whole is false while keys miss their material, which may come back.
+func (s *Service) tryReconcile(ctx context.Context) (compared, whole bool) {
 	for _, ks := range s.regions {
 		if ks.Health() != nil {
-			return false
+			return false, false
 		}
 	}
+	known := s.Orphans()
 	orphans, err := s.Reconcile(ctx)
 	if err != nil {
 		s.log.WarnContext(ctx, "records and key stores not compared, it will be tried again", "err", err)
-		return false
+		return false, false
 	}
+	whole = true
 	for _, o := range orphans {
+		whole = whole && o.Kind != OrphanRecord
+		if slices.ContainsFunc(known, o.same) {
+			continue
+		}
 		s.log.WarnContext(ctx, "orphan found", "kind", o.Kind, "key", o.KeyID, "label", o.Label, "object_id", fmt.Sprintf("%x", o.ObjectID), "hint", "`keyholdd orphans --config FILE` lists and cleans up, with the daemon stopped")
 	}
-	return true
+	return true, whole
+}
+
+// same reports whether both are the same orphan.
+func (o Orphan) same(p Orphan) bool {
+	return o.Kind == p.Kind && o.Region == p.Region && o.Label == p.Label && bytes.Equal(o.ObjectID, p.ObjectID)
 }
 
 // Reconcile compares records with what the key stores hold. It marks keys

@@ -1,6 +1,7 @@
 package kms_test
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -198,7 +199,7 @@ func TestStateChanges(t *testing.T) {
 // again once it is back.
 func TestMissingMaterial(t *testing.T) {
 	t.Parallel()
-	w, fake := newFakeWorld(t)
+	w, fake := newFakeWorld(t, withConfig(func(c *kms.Config) { c.MaintenanceInterval = time.Millisecond }))
 	id, gone := w.newAESKey(), w.newAESKey()
 	blob := w.encrypt(gone, []byte("x"), nil)
 	stored, err := w.db.Key(t.Context(), kms.KeyID(gone))
@@ -219,7 +220,11 @@ func TestMissingMaterial(t *testing.T) {
 	if w.metadata(id).GetKeyState() != enabled {
 		t.Error("another key is not available")
 	}
-	for _, req := range []proto.Message{&keyholdv1.EncryptRequest{KeyId: gone, Plaintext: []byte("x")}, &keyholdv1.DecryptRequest{CiphertextBlob: blob}} {
+	dry := true
+	for _, req := range []proto.Message{
+		&keyholdv1.EncryptRequest{KeyId: gone, Plaintext: []byte("x")}, &keyholdv1.DecryptRequest{CiphertextBlob: blob},
+		&keyholdv1.EncryptRequest{KeyId: gone, Plaintext: []byte("x"), DryRun: &dry},
+	} {
 		if e := refuse(w, req, kms.CodeKeyUnavailable); !e.Unavailable {
 			t.Errorf("%s: not marked as unavailable", operationOf(req))
 		}
@@ -227,12 +232,17 @@ func TestMissingMaterial(t *testing.T) {
 	if err := w.svc.CleanUp(t.Context(), orphans[0]); err == nil {
 		t.Error("a record that somebody may miss was cleaned up")
 	}
+	// The running service looks again while a key misses its material.
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { w.svc.Run(ctx); close(done) }()
+	defer func() { cancel(); <-done }()
+	looked := fake.count("Inventory")
+	eventually(t, "two more looks", func() bool { return fake.count("Inventory") >= looked+2 })
 	fake.mu.Lock()
 	fake.keys[string(stored.Current().Locator.ID)] = key
 	fake.mu.Unlock()
-	if orphans, err := w.svc.Reconcile(t.Context()); err != nil || len(orphans) != 0 {
-		t.Errorf("orphans %v, %v", orphans, err)
-	}
+	eventually(t, "the key is available", func() bool { return w.metadata(gone).GetKeyState() == enabled })
 	if w.metadata(gone).GetKeyState() != enabled || string(w.decrypt(blob, nil)) != "x" {
 		t.Error("the key is back and does not work")
 	}
