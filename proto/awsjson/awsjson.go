@@ -1,6 +1,6 @@
 // Package awsjson writes the messages of keyhold.v1 as JSON in the spelling of
-// the AWS KMS API, so that audit records, the command line and the AWS door
-// say the same thing with the same words.
+// the AWS KMS API, so that audit records and the command line say the same
+// thing with the same words.
 //
 // What it promises:
 //
