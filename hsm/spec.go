@@ -126,16 +126,6 @@ func KeySpecs() []KeySpec {
 	return all
 }
 
-// ParseKeySpec returns the key spec of that AWS name.
-func ParseKeySpec(name string) (KeySpec, bool) {
-	for _, s := range KeySpecs() {
-		if s.String() == name {
-			return s, true
-		}
-	}
-	return 0, false
-}
-
 // String returns AWS's name of the key spec.
 func (s KeySpec) String() string {
 	if i, ok := s.info(); ok {

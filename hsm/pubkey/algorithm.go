@@ -49,16 +49,6 @@ func Algorithms() []Algorithm {
 	return all
 }
 
-// AlgorithmByName returns the algorithm of that AWS name.
-func AlgorithmByName(name string) (Algorithm, bool) {
-	for _, a := range Algorithms() {
-		if a.String() == name {
-			return a, true
-		}
-	}
-	return 0, false
-}
-
 // String returns AWS's name of the algorithm.
 func (a Algorithm) String() string {
 	if a == 0 || a >= algorithmEnd {

@@ -295,10 +295,12 @@ func TestOAEPLimits(t *testing.T) {
 }
 
 func TestAlgorithmNames(t *testing.T) {
+	seen := map[string]bool{}
 	for _, alg := range pubkey.Algorithms() {
-		if got, ok := pubkey.AlgorithmByName(alg.String()); !ok || got != alg {
-			t.Errorf("AlgorithmByName(%q) = %v, %v", alg, got, ok)
+		if name := alg.String(); name == "" || seen[name] {
+			t.Errorf("the name %q is empty or taken", name)
 		}
+		seen[alg.String()] = true
 		fits := 0
 		for kind := pubkey.RSA; kind <= pubkey.Ed25519; kind++ {
 			if alg.Fits(kind) {
@@ -308,9 +310,6 @@ func TestAlgorithmNames(t *testing.T) {
 		if fits == 0 {
 			t.Errorf("%v fits no kind of key", alg)
 		}
-	}
-	if _, ok := pubkey.AlgorithmByName("unknown"); ok {
-		t.Error(`AlgorithmByName("unknown") found one`)
 	}
 }
 
