@@ -32,11 +32,11 @@ func TestResumptionDoesNotOutliveTheAuthority(t *testing.T) {
 		}
 		return conn.ConnectionState().DidResume, nil
 	}
-	if _, err := connect(); err != nil {
-		t.Fatal(err)
+	for range 2 { // the second has a ticket, if the server gives any
+		if _, err := connect(); err != nil {
+			t.Fatal(err)
+		}
 	}
-	r, err := connect()
-	t.Logf("before: resumed=%t %v", r, err)
 	newAuthority(t).writeServerFiles(t, d.dir, "second")
 	if resumed, err := connect(); err == nil {
 		t.Errorf("a client of the old authority was let in (resumed: %t)", resumed)
