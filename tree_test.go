@@ -1,5 +1,6 @@
 // Package keyhold_test holds what is true of the tree as a whole: who may
-// import what, how long a file may be, and that the tool needs no cgo.
+// import what, how long files and functions may be, and that the tool needs no
+// cgo.
 package keyhold_test
 
 import (
@@ -25,6 +26,7 @@ type goFile struct {
 	test      bool
 	generated bool
 	lines     int
+	functions map[string]int // lines, by name
 	imports   []string
 }
 
@@ -72,7 +74,8 @@ func readGoFile(path string) (goFile, error) {
 	if err != nil {
 		return goFile{}, err
 	}
-	tree, err := parser.ParseFile(token.NewFileSet(), path, src, parser.ImportsOnly|parser.ParseComments)
+	fset := token.NewFileSet()
+	tree, err := parser.ParseFile(fset, path, src, parser.ParseComments|parser.SkipObjectResolution)
 	if err != nil {
 		return goFile{}, err
 	}
@@ -82,6 +85,12 @@ func readGoFile(path string) (goFile, error) {
 		test:      strings.HasSuffix(path, "_test.go"),
 		generated: ast.IsGenerated(tree),
 		lines:     bytes.Count(src, []byte("\n")),
+		functions: map[string]int{},
+	}
+	for _, decl := range tree.Decls {
+		if fn, ok := decl.(*ast.FuncDecl); ok {
+			f.functions[fn.Name.Name] = fset.Position(fn.End()).Line - fset.Position(fn.Pos()).Line + 1
+		}
 	}
 	for _, spec := range tree.Imports {
 		f.imports = append(f.imports, strings.Trim(spec.Path.Value, "`\""))
@@ -95,6 +104,19 @@ func TestFilesAreShort(t *testing.T) {
 	for _, f := range goFiles(t) {
 		if !f.generated && f.lines >= maxLines {
 			t.Errorf("%s has %d lines; under %d is the rule: which concern can have a file of its own?", f.path, f.lines, maxLines)
+		}
+	}
+}
+
+// TestFunctionsAreShort holds functions to what fits into a head. Tests are left
+// out: a long table is not hard to read.
+func TestFunctionsAreShort(t *testing.T) {
+	const maxLines = 70
+	for _, f := range goFiles(t) {
+		for name, lines := range f.functions {
+			if !f.test && !f.generated && lines > maxLines {
+				t.Errorf("%s: %s has %d lines; up to %d is the rule: which part has a name?", f.path, name, lines, maxLines)
+			}
 		}
 	}
 }
