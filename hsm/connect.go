@@ -76,7 +76,7 @@ func (c *conn) establish(ctx context.Context, sup *supervisor) (err error) {
 	if c.durable, err = newDurable(c); err != nil {
 		return err
 	}
-	c.canarySeen.Store(sup.canary == c.info.SerialNumber)
+	c.canarySeen.Store(sup.canary == canarySight{c.info.SerialNumber, c.epoch})
 	if err := c.load(canary); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package hsm
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 
@@ -205,14 +206,15 @@ func TestAbsenceIsProven(t *testing.T) {
 	tok := w.ready(quiet(w.token("alpha")))
 	aesKey(t, tok, "one")
 	dir := tokenDir(t, tok)
-	check(t, os.Rename(dir, dir+".away"))
+	away := filepath.Join(w.dir, "away") // not beside it: SoftHSM takes every folder there for a token
+	check(t, os.Rename(dir, away))
 	wantErr(t, "destroy", tok.Destroy(ctx(t), []byte("one"), "label of one"), ErrUnavailable)
 	_, err := tok.Objects(ctx(t))
 	wantErr(t, "objects", err, ErrUnavailable)
 	_, err = tok.Custody(ctx(t))
 	wantErr(t, "custody", err, ErrUnavailable)
 	until(t, "the supervisor knows", func() bool { return tok.Ready() != nil })
-	check(t, os.Rename(dir+".away", dir))
+	check(t, os.Rename(away, dir))
 	tok.Reload()
 	check(t, tok.WaitReady(ctx(t)))
 	check(t, tok.Destroy(ctx(t), []byte("one"), "label of one"))

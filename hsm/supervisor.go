@@ -31,7 +31,7 @@ type supervisor struct {
 	pending chan dialled  // an attempt to connect, or to initialise, that has not returned
 	what    string        // what the pending attempt does
 	probed  string        // serial number and firmware that the capabilities were proven on
-	canary  string        // serial number of the token whose canary has been well once
+	canary  canarySight   // the last canary that was well
 	backoff time.Duration // before the next attempt to connect
 	reinit  time.Duration // the same for initialising the module
 	reinitT time.Time     // when that may be done again
@@ -42,6 +42,13 @@ type supervisor struct {
 type dialled struct {
 	c   *conn
 	err error
+}
+
+// canarySight says where a canary was seen: on which token, and since which initialisation of the module. Only a fresh initialisation makes
+// SoftHSM look at its folder anew, so only after one is it believed that the token has none any more.
+type canarySight struct {
+	serial string
+	epoch  uint64
 }
 
 func newSupervisor(t *Token) *supervisor { return &supervisor{t: t, pins: newPINGuard()} }
@@ -146,7 +153,7 @@ func (s *supervisor) healthy() bool {
 		t.pause(c.epoch)
 		return false
 	case err == nil:
-		s.canary = c.info.SerialNumber
+		s.canary = canarySight{c.info.SerialNumber, c.epoch}
 		t.serve(nil, c)
 	case errors.Is(err, errNoCanary):
 		t.serve(unavailable("token %q has no canary key, so its health cannot be proven: run keyholdd init --config FILE", t.label), c)
