@@ -12,7 +12,7 @@ import (
 	"github.com/keyhold/keyhold/server/dev"
 )
 
-// readyTimeout is how long dev waits for its own token.
+// readyTimeout is how long dev, init and orphans wait for tokens.
 const readyTimeout = time.Minute
 
 func devCommand() *cobra.Command {
