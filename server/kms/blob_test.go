@@ -32,12 +32,24 @@ func TestFormatBlobLimits(t *testing.T) {
 		iv, meta, ciphertext, tag int
 		ok                        bool
 	}{
-		{id, 12, 0, 1, 16, true}, {id, 16, 20, 1, 16, true}, {id, 12, 0, most, 16, true},
-		{id, 11, 0, 1, 16, false}, {id, 17, 0, 1, 16, false}, {id, 0, 0, 1, 16, false},
-		{id, 12, 21, 1, 16, false}, {id, 12, 0, 0, 16, false}, {id, 12, 0, most + 1, 16, false},
-		{id, 12, 0, 1, 15, false}, {id, 12, 0, 1, 17, false},
-		{"", 12, 0, 1, 16, false}, {KeyID(strings.ToUpper(string(id))), 12, 0, 1, 16, false}, {id[:35], 12, 0, 1, 16, false}, {"{" + id[:34] + "}", 12, 0, 1, 16, false},
-		{KeyID(strings.ReplaceAll(string(id), "-", "") + "aaaa"), 12, 0, 1, 16, false}, {"urn:uuid:" + id, 12, 0, 1, 16, false}, {"mrk-1234abcd12ab34cd56ef1234567890ab", 12, 0, 1, 16, false},
+		{id, 12, 0, 1, 16, true},
+		{id, 16, 20, 1, 16, true},
+		{id, 12, 0, most, 16, true},
+		{id, 11, 0, 1, 16, false},
+		{id, 17, 0, 1, 16, false},
+		{id, 0, 0, 1, 16, false},
+		{id, 12, 21, 1, 16, false},
+		{id, 12, 0, 0, 16, false},
+		{id, 12, 0, most + 1, 16, false},
+		{id, 12, 0, 1, 15, false},
+		{id, 12, 0, 1, 17, false},
+		{"", 12, 0, 1, 16, false},
+		{KeyID(strings.ToUpper(string(id))), 12, 0, 1, 16, false},
+		{id[:35], 12, 0, 1, 16, false},
+		{"{" + id[:34] + "}", 12, 0, 1, 16, false},
+		{KeyID(strings.ReplaceAll(string(id), "-", "") + "aaaa"), 12, 0, 1, 16, false},
+		{"urn:uuid:" + id, 12, 0, 1, 16, false},
+		{"mrk-1234abcd12ab34cd56ef1234567890ab", 12, 0, 1, 16, false},
 	} {
 		b, err := formatBlob(c.id, Ref{}, Sealed{IV: make([]byte, c.iv), Meta: make([]byte, c.meta), Ciphertext: make([]byte, c.ciphertext), Tag: make([]byte, c.tag)})
 		if (err == nil) != c.ok {
@@ -107,8 +119,23 @@ func TestContextHash(t *testing.T) {
 		t.Error("an absent context is not an empty one")
 	}
 	distinct := []map[string]string{
-		nil, {"": ""}, {"a": ""}, {"": "a"}, {"a": "bc"}, {"ab": "c"}, {"a": "b", "c": ""}, {"a": "b", "": "c"}, {"ab": "", "c": ""}, {"a": "\x00\x00\x00\x01b"},
-		{"é": "x"}, {"e\u0301": "x"}, {"A": "b"}, {"a": "B"}, {"a": "b"}, {"\U0001F600": "a", "\uFFFD": "b"}, {"\U0001F600": "b", "\uFFFD": "a"},
+		nil,
+		{"": ""},
+		{"a": ""},
+		{"": "a"},
+		{"a": "bc"},
+		{"ab": "c"},
+		{"a": "b", "c": ""},
+		{"a": "b", "": "c"},
+		{"ab": "", "c": ""},
+		{"a": "\x00\x00\x00\x01b"},
+		{"é": "x"},
+		{"e\u0301": "x"},
+		{"A": "b"},
+		{"a": "B"},
+		{"a": "b"},
+		{"\U0001F600": "a", "\uFFFD": "b"},
+		{"\U0001F600": "b", "\uFFFD": "a"},
 	}
 	seen := map[[contextHashBytes]byte]int{}
 	for i, ec := range distinct {
@@ -204,8 +231,13 @@ func TestMarkerOfAnotherList(t *testing.T) {
 		marker, kind string
 		ok           bool
 	}{
-		{keys, keysMarker, true}, {aliases, aliasesMarker, true}, {keys, aliasesMarker, false}, {aliases, keysMarker, false},
-		{empty, keysMarker, false}, {"!", keysMarker, false}, {padded, keysMarker, strings.TrimRight(padded, "=") == padded},
+		{keys, keysMarker, true},
+		{aliases, aliasesMarker, true},
+		{keys, aliasesMarker, false},
+		{aliases, keysMarker, false},
+		{empty, keysMarker, false},
+		{"!", keysMarker, false},
+		{padded, keysMarker, strings.TrimRight(padded, "=") == padded},
 	} {
 		if _, err := parseMarker(&c.marker, c.kind); (err == nil) != c.ok {
 			t.Errorf("%+v: %v", c, err)

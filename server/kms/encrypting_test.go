@@ -107,7 +107,8 @@ func (w *world) refuseSpoiltOAEP(id string, alg keyholdv1.EncryptionAlgorithmSpe
 	other := oaepSHA1 + oaepSHA256 - alg
 	for _, spoilt := range [][]byte{
 		flipped(ciphertext, len(ciphertext)*8-1), flipped(ciphertext, 0), ciphertext[:len(ciphertext)-1], append(slices.Clone(ciphertext), 0),
-		make([]byte, len(ciphertext)), bytes.Repeat([]byte{0xFF}, len(ciphertext)), {1},
+		make([]byte, len(ciphertext)), bytes.Repeat([]byte{0xFF}, len(ciphertext)),
+		{1},
 	} {
 		e := refuse(w, &keyholdv1.DecryptRequest{KeyId: &id, CiphertextBlob: spoilt, EncryptionAlgorithm: alg}, kms.CodeInvalidCiphertext)
 		if e.Message != "" {

@@ -302,9 +302,21 @@ func TestValidation(t *testing.T) {
 		spec  keyholdv1.KeySpec
 		usage keyholdv1.KeyUsageType
 	}{
-		{symmetric, usageSign}, {0, usageSign}, {symmetric, usageMac}, {symmetric, usageAgree}, {rsa2048, usageMac}, {rsa2048, usageAgree},
-		{p256, usageEncrypt}, {p256, usageMac}, {secp256k1, usageAgree}, {secp256k1, usageEncrypt}, {edwards, usageAgree}, {edwards, usageEncrypt},
-		{hmac256, usageEncrypt}, {hmac256, usageSign}, {hmac512, usageAgree},
+		{symmetric, usageSign},
+		{0, usageSign},
+		{symmetric, usageMac},
+		{symmetric, usageAgree},
+		{rsa2048, usageMac},
+		{rsa2048, usageAgree},
+		{p256, usageEncrypt},
+		{p256, usageMac},
+		{secp256k1, usageAgree},
+		{secp256k1, usageEncrypt},
+		{edwards, usageAgree},
+		{edwards, usageEncrypt},
+		{hmac256, usageEncrypt},
+		{hmac256, usageSign},
+		{hmac512, usageAgree},
 	} {
 		refuse(w, &keyholdv1.CreateKeyRequest{KeySpec: k.spec, KeyUsage: k.usage}, kms.CodeValidation)
 	}

@@ -28,23 +28,23 @@ func (w *world) createAlias(name, key string) {
 // the four forms, and by those that take no alias.
 func named(key string, blob []byte) (any, idOnly []proto.Message) {
 	return []proto.Message{
-			&keyholdv1.DescribeKeyRequest{KeyId: key},
-			&keyholdv1.EncryptRequest{KeyId: key, Plaintext: []byte("x")},
-			&keyholdv1.DecryptRequest{KeyId: &key, CiphertextBlob: blob},
-			&keyholdv1.ReEncryptRequest{CiphertextBlob: blob, SourceKeyId: &key, DestinationKeyId: key},
-			&keyholdv1.ReEncryptRequest{CiphertextBlob: blob, DestinationKeyId: key},
-			&keyholdv1.GenerateDataKeyRequest{KeyId: key, NumberOfBytes: ptr(int32(16))},
-			&keyholdv1.GenerateDataKeyWithoutPlaintextRequest{KeyId: key, NumberOfBytes: ptr(int32(16))},
-		}, []proto.Message{
-			&keyholdv1.EnableKeyRequest{KeyId: key},
-			&keyholdv1.DisableKeyRequest{KeyId: key},
-			&keyholdv1.UpdateKeyDescriptionRequest{KeyId: key, Description: ptr("d")},
-			&keyholdv1.ScheduleKeyDeletionRequest{KeyId: key},
-			&keyholdv1.CancelKeyDeletionRequest{KeyId: key},
-			&keyholdv1.ListAliasesRequest{KeyId: &key},
-			&keyholdv1.CreateAliasRequest{AliasName: "alias/new", TargetKeyId: key},
-			&keyholdv1.UpdateAliasRequest{AliasName: "alias/mine", TargetKeyId: key},
-		}
+		&keyholdv1.DescribeKeyRequest{KeyId: key},
+		&keyholdv1.EncryptRequest{KeyId: key, Plaintext: []byte("x")},
+		&keyholdv1.DecryptRequest{KeyId: &key, CiphertextBlob: blob},
+		&keyholdv1.ReEncryptRequest{CiphertextBlob: blob, SourceKeyId: &key, DestinationKeyId: key},
+		&keyholdv1.ReEncryptRequest{CiphertextBlob: blob, DestinationKeyId: key},
+		&keyholdv1.GenerateDataKeyRequest{KeyId: key, NumberOfBytes: ptr(int32(16))},
+		&keyholdv1.GenerateDataKeyWithoutPlaintextRequest{KeyId: key, NumberOfBytes: ptr(int32(16))},
+	}, []proto.Message{
+		&keyholdv1.EnableKeyRequest{KeyId: key},
+		&keyholdv1.DisableKeyRequest{KeyId: key},
+		&keyholdv1.UpdateKeyDescriptionRequest{KeyId: key, Description: ptr("d")},
+		&keyholdv1.ScheduleKeyDeletionRequest{KeyId: key},
+		&keyholdv1.CancelKeyDeletionRequest{KeyId: key},
+		&keyholdv1.ListAliasesRequest{KeyId: &key},
+		&keyholdv1.CreateAliasRequest{AliasName: "alias/new", TargetKeyId: key},
+		&keyholdv1.UpdateAliasRequest{AliasName: "alias/mine", TargetKeyId: key},
+	}
 }
 
 func TestKeyNames(t *testing.T) {
