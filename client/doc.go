@@ -1,16 +1,7 @@
 // Package client talks to a Keyhold server over gRPC with mutual TLS.
 //
 // [Dial] takes a [Config] and returns a [Client] with the two services of
-// keyhold.v1 as typed clients:
-//
-//	c, err := client.Dial(client.Config{
-//		Addr:     "kms.example.org:9443",
-//		CAFile:   "/etc/keyhold/ca.pem",
-//		CertFile: "/etc/keyhold/client.pem",
-//		KeyFile:  "/etc/keyhold/client.key",
-//	})
-//	…
-//	resp, err := c.Crypto.Encrypt(ctx, &keyholdv1.EncryptRequest{…})
+// keyhold.v1 as typed clients; its example seals and opens a secret.
 //
 // What it promises: TLS 1.3 or nothing; the server's certificate is always
 // checked; certificate files are read again at each handshake, so that
