@@ -24,12 +24,14 @@ func (k *Key) ECDH(ctx context.Context, peerSPKI []byte) ([]byte, error) {
 	if peer.Kind() != info.kind {
 		return nil, fmt.Errorf("%w: peer's public key is on %s, the key is on %s", ErrInvalidInput, peer.Kind(), info.kind)
 	}
-	caps := k.t.caps.Load()
-	der := caps != nil && caps.DERPoints
+	caps, err := k.t.proven(ctx, "ECDH")
+	if err != nil {
+		return nil, err
+	}
 	var secret []byte
 	err = k.use(ctx, "ECDH", func(s *session, h pkcs11.ObjectHandle) error {
 		var err error
-		secret, err = s.ecdh(h, info, peer.Point(), der)
+		secret, err = s.ecdh(h, info, peer.Point(), caps.DERPoints)
 		return err
 	})
 	if err != nil {

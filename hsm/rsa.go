@@ -28,9 +28,9 @@ func (k *Key) DecryptOAEP(ctx context.Context, h crypto.Hash, ciphertext []byte)
 	case len(ciphertext) != info.bytes:
 		return nil, ErrAuthentication // RFC 8017, 7.1.2, step 1b: one error for all
 	}
-	caps := k.t.caps.Load()
-	if caps == nil {
-		return nil, unavailable("the token has not been probed")
+	caps, err := k.t.proven(ctx, "DecryptOAEP")
+	if err != nil {
+		return nil, err
 	}
 	where := caps.oaep(h)
 	if where == "" {
@@ -38,7 +38,7 @@ func (k *Key) DecryptOAEP(ctx context.Context, h crypto.Hash, ciphertext []byte)
 	}
 	ciphertext = own(ciphertext)
 	var plaintext []byte
-	err := k.use(ctx, "DecryptOAEP", func(s *session, handle pkcs11.ObjectHandle) error {
+	err = k.use(ctx, "DecryptOAEP", func(s *session, handle pkcs11.ObjectHandle) error {
 		var err error
 		plaintext, err = s.decryptOAEP(handle, info, where, h, ciphertext)
 		return err

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/keyhold/keyhold/hsm/hsmtest/vectors"
+	"github.com/keyhold/keyhold/hsm/pubkey"
 )
 
 // rawRSA is what CKM_RSA_X_509 gives.
@@ -169,4 +170,17 @@ func FuzzUnpadOAEP(f *testing.F) {
 			t.Fatalf("%d bytes cannot have been padded", len(got))
 		}
 	})
+}
+
+// TestSignWhileStarting: what the token cannot do is refused also before its probe is done. SoftHSM would sign plain Ed25519 here.
+func TestSignWhileStarting(t *testing.T) {
+	w := newWorld(t, false)
+	cfg := w.token("alpha")
+	tok := w.ready(cfg)
+	_, err := tok.Generate(ctx(t), GenerateRequest{Spec: Ed25519, Purpose: PurposeSign, ID: []byte("ed"), Label: "ed"})
+	check(t, err)
+	check(t, tok.Close(ctx(t)))
+	tok = w.open(cfg)
+	_, err = tok.Key(Ed25519, PurposeSign, []byte("ed")).Sign(ctx(t), pubkey.Ed25519phSHA512, make([]byte, 64))
+	wantErr(t, "Ed25519ph", err, ErrUnsupported)
 }

@@ -31,14 +31,17 @@ func (k *Key) Sign(ctx context.Context, alg SignatureAlgorithm, input []byte) ([
 	if len(input) > MaxMessageBytes {
 		return nil, fmt.Errorf("%w: message of %d bytes, at most %d", ErrInvalidInput, len(input), MaxMessageBytes)
 	}
-	if caps := k.t.caps.Load(); caps != nil {
-		if p := caps.Operation(k.spec, alg.String()); !p.OK {
-			return nil, fmt.Errorf("%w: %s: %s", ErrUnsupported, alg, p.Why)
-		}
+	// While the token is being opened this waits: SoftHSM would sign plain Ed25519 where Ed25519ph is asked for.
+	caps, err := k.t.proven(ctx, "Sign")
+	if err != nil {
+		return nil, err
+	}
+	if p := caps.Operation(k.spec, alg.String()); !p.OK {
+		return nil, fmt.Errorf("%w: %s: %s", ErrUnsupported, alg, p.Why)
 	}
 	input = own(input)
 	var signature []byte
-	err := k.use(ctx, "Sign", func(s *session, h pkcs11.ObjectHandle) error {
+	err = k.use(ctx, "Sign", func(s *session, h pkcs11.ObjectHandle) error {
 		var err error
 		signature, err = s.sign(h, info, alg, input)
 		return err

@@ -134,11 +134,13 @@ func (t *Token) survivesBadTag() bool {
 	return c != nil && c.SessionSurvivesBadTag
 }
 
-// proven returns what the probe proved. It waits while the token is being opened.
+// proven returns what the probe proved. It waits while the token is being opened, for CallTimeout at most.
 func (t *Token) proven(ctx context.Context, call string) (*Capabilities, error) {
 	if c := t.caps.Load(); c != nil {
 		return c, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, t.cfg.CallTimeout)
+	defer cancel()
 	if _, err := t.serving(ctx, call); err != nil {
 		return nil, err
 	}
