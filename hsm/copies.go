@@ -30,9 +30,10 @@ type copies struct {
 // copyRefused marks a key that the token would not copy.
 const copyRefused = -1
 
-// keyCopy is one session copy. All but h is guarded by copies.mu.
+// keyCopy is one session copy. All but h and of is guarded by copies.mu.
 type keyCopy struct {
 	h    pkcs11.ObjectHandle
+	of   pkcs11.ObjectHandle // the token object that it was made of
 	refs int
 	dead bool
 	used uint64
@@ -51,9 +52,12 @@ func (x *copies) acquire(name objectName, original pkcs11.ObjectHandle) *keyCopy
 	defer x.mu.Unlock()
 	x.tick++
 	if k := x.byName[name]; k != nil {
-		k.refs++
-		k.used = x.tick
-		return k
+		if k.of == original {
+			k.refs++
+			k.used = x.tick
+			return k
+		}
+		x.kill(name) // another key has taken the name since
 	}
 	n := x.uses[name]
 	if n == copyRefused {
@@ -124,11 +128,11 @@ func (x *copies) next() (doomed []pkcs11.ObjectHandle, name objectName, original
 	return doomed, name, 0, false
 }
 
-// put brings a new copy into use. It returns false when the key was dropped meanwhile; the keeper destroys the copy then.
-func (x *copies) put(name objectName, h pkcs11.ObjectHandle) bool {
+// put brings a new copy into use. It returns false when the key was dropped or replaced meanwhile; the keeper destroys the copy then.
+func (x *copies) put(name objectName, original, h pkcs11.ObjectHandle) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if _, ok := x.wanted[name]; !ok {
+	if x.wanted[name] != original {
 		return false
 	}
 	delete(x.wanted, name)
@@ -137,7 +141,7 @@ func (x *copies) put(name objectName, h pkcs11.ObjectHandle) bool {
 		x.kill(x.coldest())
 	}
 	x.tick++
-	x.byName[name] = &keyCopy{h: h, used: x.tick}
+	x.byName[name] = &keyCopy{h: h, of: original, used: x.tick}
 	return true
 }
 
@@ -206,8 +210,7 @@ func (w *worker) copyKey(name objectName, original pkcs11.ObjectHandle) {
 		pkcs11.NewAttribute(pkcs11.CKA_MODIFIABLE, false),
 	})
 	if err != nil {
-		c.copies.refuse(name)
-		c.t.log.Debug("a key was not copied into the session", "err", callError("C_CopyObject", err))
+		w.copyFailed(name, callError("C_CopyObject", err))
 		return
 	}
 	if err := w.checkCopy(h); err != nil {
@@ -216,8 +219,23 @@ func (w *worker) copyKey(name objectName, original pkcs11.ObjectHandle) {
 		_ = w.s.p.DestroyObject(w.s.h, h)
 		return
 	}
-	if !c.copies.put(name, h) {
+	if !c.copies.put(name, original, h) {
 		_ = w.s.p.DestroyObject(w.s.h, h)
+	}
+}
+
+// copyFailed says what comes of a key that was not copied.
+func (w *worker) copyFailed(name objectName, err error) {
+	c := w.c
+	c.t.log.Debug("a key was not copied into the session", "err", err)
+	switch classify(err) {
+	case classSession, classLogin, classModule:
+		c.copies.drop(name)
+		c.t.markLost(c, err) // the anchor of all copies is gone, and nobody else uses its session
+	case classHandle:
+		c.copies.drop(name) // destroyed meanwhile; whoever uses it next finds out
+	default:
+		c.copies.refuse(name)
 	}
 }
 

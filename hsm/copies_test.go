@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/pkcs11"
+
 	"github.com/keyhold/keyhold/hsm/hsmtest/fault"
 )
 
@@ -218,5 +220,68 @@ func TestHangingCopy(t *testing.T) {
 	check(t, tok.Ready())
 	w.fault.Clear(t, "C_CopyObject")
 	until(t, "it has returned", func() bool { return tok.Status().Stuck == 0 })
+	hot(t, tok, k)
+}
+
+// TestCopyOfAnotherKey: a copy serves the object that it was made of, and no other that has come to bear the name.
+func TestCopyOfAnotherKey(t *testing.T) {
+	x := newCopies(4)
+	name := objectName{0, "one"}
+	wanted := func(original pkcs11.ObjectHandle) {
+		for range copyAfter {
+			if x.acquire(name, original) != nil {
+				t.Fatal("a copy before one was made")
+			}
+		}
+	}
+	wanted(7)
+	x.drop(name) // destroyed while the keeper copies it
+	wanted(8)
+	if x.put(name, 7, 70) {
+		t.Error("the copy of a destroyed key was put into use for its successor")
+	}
+	if !x.put(name, 8, 80) {
+		t.Fatal("the successor's copy was refused")
+	}
+	if k := x.acquire(name, 8); k == nil || k.h != 80 {
+		t.Errorf("got %+v", k)
+	} else {
+		x.release(k)
+	}
+	if k := x.acquire(name, 9); k != nil {
+		t.Errorf("another object got the copy %+v", k)
+	}
+	if doomed, _, _, _ := x.next(); len(doomed) != 1 || doomed[0] != 80 {
+		t.Errorf("doomed: %v", doomed)
+	}
+}
+
+// TestReleaseOutOfService: a connection that is out of service for a moment does not come back with the copy of a released key.
+func TestReleaseOutOfService(t *testing.T) {
+	w := newWorld(t, true)
+	tok := w.ready(quiet(w.token("alpha")))
+	k := aesKey(t, tok, "one")
+	hot(t, tok, k)
+	c := tok.state.Load().conn
+	tok.setDown(unavailable("the breaker is open"))
+	k.Release()
+	tok.serve(nil, c)
+	if n := tok.Status().Copies; n != 0 {
+		t.Errorf("%d copies after Release", n)
+	}
+}
+
+// TestAnchorLost: copies are made again after the session that they belong to has died.
+func TestAnchorLost(t *testing.T) {
+	w := newWorld(t, true)
+	tok := w.ready(quiet(w.token("alpha")))
+	k := aesKey(t, tok, "one")
+	before := tok.Status().Generation
+	w.fault.Fail(t, "C_CopyObject", pkcs11.CKR_SESSION_HANDLE_INVALID, 1)
+	until(t, "the connection is replaced", func() bool {
+		works(t, k)
+		return tok.Status().Generation > before
+	})
+	check(t, tok.WaitReady(ctx(t)))
 	hot(t, tok, k)
 }

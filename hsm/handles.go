@@ -194,8 +194,12 @@ func (t *Token) Key(spec KeySpec, purpose Purpose, id []byte) *Key {
 // Release drops the session copy of the key, after its last user has left it. The key stays usable. Call it when the key was disabled or
 // deleted by whoever decides that: a copy goes on working when the token object is gone.
 func (k *Key) Release() {
-	if st := k.t.state.Load(); st.conn != nil {
-		st.conn.copies.drop(k.object())
+	// Not the state's connection: one that is out of service for a moment comes back with its copies.
+	k.t.mu.Lock()
+	c := k.t.details.conn
+	k.t.mu.Unlock()
+	if c != nil {
+		c.copies.drop(k.object())
 	}
 	k.t.keysMu.Lock()
 	delete(k.t.keys, keyName{k.id, k.spec, k.purpose})
@@ -329,7 +333,8 @@ func (c *conn) believable(ctx context.Context) error {
 
 // remember tells the connection of an object that was just created on session s, which must be one of manage.
 func (s *session) remember(class uint, id []byte, label string, h pkcs11.ObjectHandle) {
-	s.c.index.add(objectName{class, string(id)}, h)
+	// put, not add: nothing else bears the name, or the caller would have found it. What the index still knows another process has destroyed.
+	s.c.index.put(objectName{class, string(id)}, []pkcs11.ObjectHandle{h})
 	if class == pkcs11.CKO_SECRET_KEY && label == canaryLabel {
 		s.c.sawCanary(h)
 	}
