@@ -5,8 +5,11 @@ import (
 	"errors"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/miekg/pkcs11"
 	"go.uber.org/goleak"
 )
 
@@ -195,5 +198,33 @@ func TestAbsentModuleAndToken(t *testing.T) {
 			t.Errorf("%s: wait: %v", name, err)
 		}
 		check(t, tok.Close(ctx(t)))
+	}
+}
+
+// stateLog is an observer that keeps the states.
+type stateLog struct {
+	noObserver
+	mu     sync.Mutex
+	states []State
+}
+
+func (l *stateLog) State(_ string, s State, _ string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.states = append(l.states, s)
+}
+
+// TestDeadConnectionIsTakenOutOfService: calls wait while a connection of an older initialisation is replaced. Were it left in service, they
+// would try it over and over.
+func TestDeadConnectionIsTakenOutOfService(t *testing.T) {
+	var log stateLog
+	tok, err := newToken(Config{Module: "/nowhere/lib.so", TokenLabel: "alpha", PIN: PINFile("/nowhere/pin")}, Options{Observer: &log})
+	check(t, err)
+	s := newSupervisor(tok)
+	s.c = newConn(tok, 0, 0, pkcs11.TokenInfo{})
+	tok.serve(nil, s.c)
+	s.step()
+	if diff := cmp.Diff([]State{StateReady, StatePaused, StateDown}, log.states); diff != "" {
+		t.Errorf("states (-want +got):\n%s", diff)
 	}
 }

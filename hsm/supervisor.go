@@ -115,6 +115,7 @@ func (s *supervisor) step() {
 	}
 	if s.c != nil {
 		if lost == s.c || !s.current() {
+			t.markLost(s.c, fmt.Errorf("PKCS#11 module %s was initialised again", t.mod.path)) // calls wait; they would try the dead connection over and over
 			s.drop()
 		} else if !s.healthy() {
 			return
