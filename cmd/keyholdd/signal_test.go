@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 	"github.com/keyhold/keyhold/server"
 )
 
@@ -87,11 +88,12 @@ func (d *daemon) hold(t *testing.T) *grpc.ClientConn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	watch, err := healthpb.NewHealthClient(conn).Watch(t.Context(), &healthpb.HealthCheckRequest{})
-	if err != nil {
+	// A call whose request does not come. Streams begin in the order of their
+	// ids: when a later one is answered, the server has this one.
+	if _, err := conn.NewStream(t.Context(), &grpc.StreamDesc{ClientStreams: true}, keyholdv1.KeyManagementService_ListKeys_FullMethodName); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := watch.Recv(); err != nil {
+	if _, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil {
 		t.Fatal(err)
 	}
 	return conn
