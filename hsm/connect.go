@@ -204,19 +204,38 @@ func (c *conn) login(ctx context.Context, s *session, pins *pinGuard) error {
 		return err
 	}
 	err = callError("C_Login", s.login(pin))
-	switch {
-	case err == nil || isCode(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN):
+	if err == nil || isCode(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN) {
 		pins.accepted()
 		return nil
-	case classify(err) == classPIN:
-		after, ierr := s.p.GetTokenInfo(c.slot)
-		if ierr != nil {
-			after.Flags = info.Flags
-		}
+	}
+	after, ierr := s.p.GetTokenInfo(c.slot)
+	if ierr != nil {
+		after.Flags = info.Flags
+	}
+	if pinRefused(err, info.Flags, after.Flags) {
 		pins.reject(pin, after.Flags)
 		return pins.refusal(c.t.cfg.PIN, err)
 	}
 	return err
+}
+
+// pinRefused tells whether the error of C_Login, and the token's flags before and after it, mean or may mean that the token took the PIN for
+// wrong. A code that is the vendor's own or does not belong to C_Login counts as that: being wrong about it costs a restart, the other way
+// round the supervisor would use up the tries until the token locks.
+func pinRefused(err error, before, after uint) bool {
+	const tries = pkcs11.CKF_USER_PIN_COUNT_LOW | pkcs11.CKF_USER_PIN_FINAL_TRY | pkcs11.CKF_USER_PIN_LOCKED
+	if after&^before&tries != 0 {
+		return true
+	}
+	switch classify(err) {
+	case classPIN:
+		return true
+	case classNone:
+		// PKCS#11 v2.40, 5.6: these say that the PIN was not looked at.
+		return !isCode(err, pkcs11.CKR_USER_ANOTHER_ALREADY_LOGGED_IN, pkcs11.CKR_USER_TOO_MANY_TYPES, pkcs11.CKR_USER_TYPE_INVALID,
+			pkcs11.CKR_SESSION_READ_ONLY_EXISTS, pkcs11.CKR_FUNCTION_NOT_SUPPORTED)
+	}
+	return false
 }
 
 // checkPINFlags says when no login may be tried, and what to do.

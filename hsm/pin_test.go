@@ -240,3 +240,46 @@ func TestUnreadablePIN(t *testing.T) {
 	check(t, os.Chmod(w.pinFile("alpha"), 0o600))
 	check(t, tok.WaitReady(ctx(t)))
 }
+
+// TestPINRefused: what counts as a wrong PIN, which is never tried again, and what as trouble, in which it is.
+func TestPINRefused(t *testing.T) {
+	const low, last, locked = pkcs11.CKF_USER_PIN_COUNT_LOW, pkcs11.CKF_USER_PIN_FINAL_TRY, pkcs11.CKF_USER_PIN_LOCKED
+	for _, c := range []struct {
+		rv, before, after uint
+		want              bool
+	}{
+		{pkcs11.CKR_PIN_INCORRECT, 0, 0, true},
+		{pkcs11.CKR_PIN_LOCKED, 0, locked, true},
+		{0x80000042, 0, 0, true}, // a vendor's own
+		{pkcs11.CKR_ARGUMENTS_BAD, 0, 0, true},
+		{pkcs11.CKR_DEVICE_ERROR, 0, 0, false},
+		{pkcs11.CKR_DEVICE_ERROR, low, low, false}, // somebody else's wrong PIN, before
+		{pkcs11.CKR_DEVICE_ERROR, 0, low, true},    // the token counted a try
+		{pkcs11.CKR_GENERAL_ERROR, low, low | last, true},
+		{pkcs11.CKR_FUNCTION_FAILED, low | last, low | last | locked, true},
+		{pkcs11.CKR_SESSION_HANDLE_INVALID, 0, 0, false},
+		{pkcs11.CKR_USER_ANOTHER_ALREADY_LOGGED_IN, 0, 0, false},
+	} {
+		if got := pinRefused(callError("C_Login", pkcs11.Error(c.rv)), c.before, c.after); got != c.want {
+			t.Errorf("%s, flags %#x to %#x: got %t", CodeName(c.rv), c.before, c.after, got)
+		}
+	}
+}
+
+// TestVendorsWrongPIN: a code that only the vendor knows is not answered by trying the PIN until the token locks.
+func TestVendorsWrongPIN(t *testing.T) {
+	w := newWorld(t, true)
+	cfg := w.token("alpha")
+	w.fault.Fail(t, "C_Login", 0x80000042, 1000)
+	before := w.fault.Calls(t, "C_Login")
+	tok := w.open(cfg)
+	until(t, "it says so", func() bool { return strings.Contains(tok.Status().Reason, "not tried again") })
+	for range 3 {
+		at := w.fault.Calls(t, "C_OpenSession")
+		tok.Reload()
+		until(t, "it has connected again", func() bool { return w.fault.Calls(t, "C_OpenSession") > at })
+	}
+	if n := w.fault.Calls(t, "C_Login") - before; n != 1 {
+		t.Errorf("the PIN was tried %d times", n)
+	}
+}
