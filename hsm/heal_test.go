@@ -311,3 +311,22 @@ func TestCanaryFails(t *testing.T) {
 	w.fault.Clear(t, "C_Decrypt")
 	check(t, tok.WaitReady(ctx(t)))
 }
+
+// TestTroubleIsNoBadCiphertext: a code that no ciphertext brings about is not blamed on one.
+func TestTroubleIsNoBadCiphertext(t *testing.T) {
+	w := newWorld(t, true)
+	tok := w.ready(quiet(w.token("alpha")))
+	k := aesKey(t, tok, "one")
+	iv, sealed, err := seal(ctx(t), k)
+	check(t, err)
+	for _, rv := range []uint{
+		pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, pkcs11.CKR_BUFFER_TOO_SMALL, pkcs11.CKR_PIN_EXPIRED, ckrTokenResourceExceeded,
+		pkcs11.CKR_DEVICE_MEMORY,
+	} {
+		w.fault.Fail(t, "C_Decrypt", rv, 2)
+		if _, err := k.Open(ctx(t), iv, testAAD, sealed); err == nil || errors.Is(err, ErrAuthentication) {
+			t.Errorf("%s: %v", CodeName(rv), err)
+		}
+		w.fault.Clear(t, "C_Decrypt")
+	}
+}

@@ -40,15 +40,20 @@ func (s *session) initDone(call string, err error) error {
 // always ErrAuthentication, without detail. The session stays when the start-up probe proved that this token forgives it, because closing a
 // session costs milliseconds on a full token and bad ciphertexts must not be a cheap attack; otherwise it is closed after the job.
 //
-// Codes that can only mean a dead session, login or device are not authentication failures; they are reported as initDone does.
+// Codes that can only mean a dead session, login or device, or something else that is not the ciphertext's doing, are not authentication failures; they are reported as initDone does.
 // CKR_GENERAL_ERROR and CKR_FUNCTION_FAILED are what SoftHSM says for a wrong tag: they count as authentication failures, and the canary is
 // asked to look soon, since a broken token says the same.
 func (s *session) authFail(call string, err error) error {
 	if err == nil {
 		return nil
 	}
-	switch rv, _ := codeOf(err); classOf(rv) {
-	case classSession, classLogin, classHandle, classModule, classFull:
+	rv, _ := codeOf(err)
+	switch rv {
+	case pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, pkcs11.CKR_BUFFER_TOO_SMALL, ckrTokenResourceExceeded:
+		return s.initDone(call, err) // of the key, of us, of the token: no ciphertext brings these about
+	}
+	switch classOf(rv) {
+	case classSession, classLogin, classHandle, classModule, classPIN, classFull:
 		return s.initDone(call, err)
 	case classDevice:
 		if rv != pkcs11.CKR_GENERAL_ERROR && rv != pkcs11.CKR_FUNCTION_FAILED {
@@ -61,6 +66,9 @@ func (s *session) authFail(call string, err error) error {
 	}
 	return ErrAuthentication
 }
+
+// ckrTokenResourceExceeded is CKR_TOKEN_RESOURCE_EXCEEDED of PKCS#11 v3.1, which miekg/pkcs11 does not name.
+const ckrTokenResourceExceeded = 0x201
 
 // find returns the handles of at most limit objects that match the template. It ends the search whatever happens, since a session has one
 // active operation.
