@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
@@ -218,4 +219,39 @@ func TestAbsenceIsProven(t *testing.T) {
 	tok.Reload()
 	check(t, tok.WaitReady(ctx(t)))
 	check(t, tok.Destroy(ctx(t), []byte("one"), "label of one"))
+}
+
+// TestDestroyManyOfAName: success of Destroy says that no object of the name is left, so what it cannot destroy wholly it leaves alone.
+func TestDestroyManyOfAName(t *testing.T) {
+	w := newWorld(t, true)
+	tok := w.ready(quiet(w.token("alpha")))
+	for _, c := range []struct {
+		n    int
+		want error
+	}{{maxDestroy, nil}, {maxDestroy + 1, ErrDuplicate}} {
+		id := fmt.Sprintf("many %d", c.n)
+		manually(t, tok, func(s *session) error {
+			for range c.n {
+				_, err := s.p.CreateObject(s.h, []*pkcs11.Attribute{
+					pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET),
+					pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, true), pkcs11.NewAttribute(pkcs11.CKA_VALUE, []byte("x")),
+					pkcs11.NewAttribute(pkcs11.CKA_ID, []byte(id)), pkcs11.NewAttribute(pkcs11.CKA_LABEL, id),
+				})
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err := tok.Destroy(ctx(t), []byte(id), id); !errors.Is(err, c.want) {
+			t.Errorf("%d objects: %v, want %v", c.n, err, c.want)
+		}
+		manually(t, tok, func(s *session) error {
+			left, err := s.find([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_ID, []byte(id))}, maxObjects)
+			if c.want == nil && len(left) != 0 || c.want != nil && len(left) != c.n {
+				t.Errorf("%d objects: %d left", c.n, len(left))
+			}
+			return err
+		})
+	}
 }

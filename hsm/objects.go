@@ -125,9 +125,12 @@ func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
 		on = s.c
 		handles, err := s.find([]*pkcs11.Attribute{
 			pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_ID, id), pkcs11.NewAttribute(pkcs11.CKA_LABEL, label),
-		}, maxDestroy)
+		}, maxDestroy+1)
 		if err != nil {
 			return err
+		}
+		if len(handles) > maxDestroy {
+			return fmt.Errorf("%w: more than %d objects with CKA_ID %x and label %q; none is destroyed", ErrDuplicate, maxDestroy, id, label)
 		}
 		if len(handles) == 0 {
 			return fmt.Errorf("%w: CKA_ID %x, label %q", ErrKeyNotFound, id, label)
@@ -143,7 +146,7 @@ func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
 	return err
 }
 
-// maxDestroy bounds how many objects one call destroys: a key has two.
+// maxDestroy bounds how many objects one call destroys: a key has two. More are refused, since success says that none is left.
 const maxDestroy = 16
 
 // destroy destroys token objects, public ones last: a crash in between must not leave a private object that nobody can name by its public key.
