@@ -84,7 +84,7 @@ func (s *session) seal(h pkcs11.ObjectHandle, iv, aad, plaintext []byte) ([]byte
 		return nil, s.failed(opEncrypt(), call, err)
 	}
 	if len(sealed) != len(plaintext)+gcmTagBytes {
-		return nil, s.initDone(call, pkcs11.Error(pkcs11.CKR_DEVICE_ERROR))
+		return nil, s.initDone(opEncrypt().finalName, pkcs11.Error(pkcs11.CKR_DEVICE_ERROR))
 	}
 	return sealed, nil
 }

@@ -129,6 +129,7 @@ func (op operation) result(rv C.ck_ulong, began C.int, out []byte, n C.ck_ulong)
 		clear(out)
 		return nil, op.finalName, pkcs11.Error(pkcs11.CKR_DEVICE_ERROR)
 	}
+	clear(out[n:]) // some libraries decrypt in place and leave padding behind
 	return out[:n], "", nil
 }
 

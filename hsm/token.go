@@ -215,10 +215,18 @@ func (t *Token) timeout(ln lane) time.Duration {
 	return t.cfg.CallTimeout
 }
 
+// bound is context.WithTimeout for the path of every call: where ctx ends early enough by itself it is returned as it is, which saves a timer.
+func bound(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	if at, ok := ctx.Deadline(); ok && time.Until(at) <= d {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, d)
+}
+
 // run hands a request to a worker of the lane and waits for it, or for ctx. It hands it in again when the connection is replaced before
 // somebody took it, and once after the login or the object's handle was lost.
 func (t *Token) run(ctx context.Context, ln lane, r request) error {
-	ctx, cancel := context.WithTimeout(ctx, t.timeout(ln))
+	ctx, cancel := bound(ctx, t.timeout(ln))
 	defer cancel()
 	healed, refound := false, false
 	for {
