@@ -137,7 +137,7 @@ func (m *module) visit(ctx context.Context) (uint64, error) {
 // initialise loads and initialises the library where that has not been done. The caller holds op. It may hang with the library.
 func (m *module) initialise() error {
 	m.mu.Lock()
-	p, done := m.p, m.initialised
+	p, d, done := m.p, m.direct, m.initialised
 	m.mu.Unlock()
 	if done {
 		return nil
@@ -152,15 +152,19 @@ func (m *module) initialise() error {
 	}
 	// SoftHSM reads its configuration's name now and never again.
 	conf := softhsmConfPath()
-	d, err := newDirect(m.path)
-	if err != nil {
-		return err
+	if d == nil {
+		var err error
+		if d, err = newDirect(m.path); err != nil {
+			return err
+		}
 	}
-	err = callError("C_Initialize", p.Initialize())
+	err := callError("C_Initialize", p.Initialize())
 	foreign := isCode(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.p, m.direct = p, d
+	if m.p == nil { // written once: calls read them without the lock, and a foreign library is initialised again while they run
+		m.p, m.direct = p, d
+	}
 	if err != nil && !foreign {
 		return fmt.Errorf("initialise PKCS#11 module %s: %w", m.path, err)
 	}
