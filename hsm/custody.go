@@ -72,33 +72,12 @@ func (c *ObjectCustody) Proven() error {
 // concurrency are those of [Token.Objects].
 func (t *Token) Custody(ctx context.Context) ([]ObjectCustody, error) {
 	var all []ObjectCustody
-	var on *conn
-	err := t.search(ctx, "Custody", func(s *session) error {
-		var found []ObjectCustody
-		for _, class := range []uint{pkcs11.CKO_SECRET_KEY, pkcs11.CKO_PRIVATE_KEY} {
-			handles, err := s.find([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_CLASS, class)}, maxObjects)
-			if err != nil {
-				return err
-			}
-			for _, h := range handles {
-				c, err := s.custody(h)
-				if isCode(err, pkcs11.CKR_OBJECT_HANDLE_INVALID) {
-					continue // another process has destroyed it meanwhile
-				}
-				if err != nil {
-					return err
-				}
-				found = append(found, c)
-			}
+	for _, class := range []uint{pkcs11.CKO_SECRET_KEY, pkcs11.CKO_PRIVATE_KEY} {
+		found, err := survey(ctx, t, "Custody", (*session).custody, pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_CLASS, class))
+		if err != nil {
+			return nil, err
 		}
-		all, on = found, s.c
-		return nil
-	})
-	if err == nil {
-		err = on.believable(ctx)
-	}
-	if err != nil {
-		return nil, err
+		all = append(all, found...)
 	}
 	return all, nil
 }

@@ -54,25 +54,31 @@ func (t *Token) Capabilities() Capabilities {
 // Objects lists all token objects, in one pass. Nothing else creates, finds or destroys token objects meanwhile: about 50 us per object on
 // SoftHSM. Objects that another process destroys meanwhile are left out.
 func (t *Token) Objects(ctx context.Context) ([]Object, error) {
-	var all []Object
+	return survey(ctx, t, "Objects", (*session).object, pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true))
+}
+
+// survey reads every token object that the attributes find, as of one moment of the token's objects. An object that another process destroys
+// meanwhile is left out; that there is none is believed only of a token that is well.
+func survey[T any](ctx context.Context, t *Token, call string, read func(*session, pkcs11.ObjectHandle) (T, error), find ...*pkcs11.Attribute) ([]T, error) {
+	var all []T
 	var on *conn
-	err := t.search(ctx, "Objects", func(s *session) error {
-		handles, err := s.find([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true)}, maxObjects)
+	err := t.search(ctx, call, func(s *session) error {
+		handles, err := s.find(find, maxObjects)
 		if err != nil {
 			return err
 		}
-		objects := make([]Object, 0, len(handles))
+		found := make([]T, 0, len(handles))
 		for _, h := range handles {
-			o, err := s.object(h)
+			o, err := read(s, h)
 			if isCode(err, pkcs11.CKR_OBJECT_HANDLE_INVALID) {
 				continue
 			}
 			if err != nil {
 				return err
 			}
-			objects = append(objects, o)
+			found = append(found, o)
 		}
-		all, on = objects, s.c
+		all, on = found, s.c
 		return nil
 	})
 	if err == nil {
