@@ -115,7 +115,7 @@ func (s *Service) handle(ctx context.Context, c *call) (proto.Message, *Error) {
 
 	// Step 12: record the outcome. No answer leaves before it is durable.
 	if auditErr := s.recordOutcome(ctx, c, resp, failure); auditErr != nil {
-		wipe(resp)
+		Wipe(resp)
 		return nil, &Error{Code: CodeInternal, Message: internalMessage, Unavailable: true, cause: fmt.Errorf("audit: %w", auditErr)}
 	}
 	// Step 13: return.
@@ -133,8 +133,7 @@ func (s *Service) perform(ctx context.Context, c *call) (resp proto.Message, err
 			resp, err = nil, internalError(fmt.Errorf("panic in %s: %v\n%s", c.op.name, p, debug.Stack()))
 		}
 	}()
-	// Step 2: validate. The decoder's words may hold parts of the request, so
-	// they are not repeated.
+	// Step 2: validate. What a door could not decode ends here.
 	if c.malformed != "" {
 		return nil, invalidField("request", "%s", c.malformed)
 	}
@@ -237,8 +236,9 @@ func (s *Service) checkKeys(c *call) error {
 	return nil
 }
 
-// wipe zeroes the secrets of a message that will not be used.
-func wipe(m proto.Message) {
+// Wipe zeroes every bytes field of a message whose secrets are not needed any
+// more: an answer that is not given, or a request that a door is done with.
+func Wipe(m proto.Message) {
 	if m == nil || !m.ProtoReflect().IsValid() {
 		return
 	}
@@ -249,10 +249,6 @@ func wipe(m proto.Message) {
 		return true
 	})
 }
-
-// Wipe zeroes every bytes field of a message, for doors that are done with a
-// request.
-func Wipe(m proto.Message) { wipe(m) }
 
 // errNoRecord is what audit failures before an act are wrapped in.
 var errNoRecord = errors.New("intent not recorded")
