@@ -171,13 +171,13 @@ func TestKillDuringDeletions(t *testing.T) {
 	d := start(t, dir)
 	c := d.dial(t)
 	kept, due := &ledger{keys: make(map[string]*acknowledged)}, make(map[string]bool)
-	for i := range 24 {
+	for i := range 160 {
 		resp, err := c.Keys.CreateKey(t.Context(), &keyholdv1.CreateKeyRequest{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		id := resp.GetKeyMetadata().GetKeyId()
-		if i%4 == 0 {
+		if i%16 == 0 {
 			enc, err := c.Crypto.Encrypt(t.Context(), &keyholdv1.EncryptRequest{KeyId: id, Plaintext: []byte(id)})
 			if err != nil {
 				t.Fatal(err)
@@ -192,15 +192,32 @@ func TestKillDuringDeletions(t *testing.T) {
 	}
 	d.kill()
 	makeDue(t, dir)
+	// Each kill falls a moment after the first deletion of its round.
+	midway := 0
 	for range 5 {
-		d := launch(t, dir)
-		select {
-		case <-time.After(time.Duration(200+rand.IntN(500)) * time.Millisecond):
-		case <-d.exited:
-			t.Fatalf("the daemon ended: %v\n%s", d.err, d.log)
+		if pendingKeys(t, dir) == 0 {
+			break
 		}
+		d := launch(t, dir)
+		for !strings.Contains(d.log.String(), "key deleted") {
+			select {
+			case <-d.exited:
+				t.Fatalf("the daemon ended: %v\n%s", d.err, d.log)
+			case <-t.Context().Done():
+				t.Fatal("no key is deleted")
+			case <-time.After(time.Millisecond): // deletions follow each other in milliseconds
+			}
+		}
+		time.Sleep(time.Duration(rand.IntN(25)) * time.Millisecond) // a random moment, not a wait for anything
 		d.kill()
+		if pendingKeys(t, dir) > 0 {
+			midway++
+		}
 	}
+	if midway == 0 {
+		t.Error("no kill fell between two deletions: the test showed nothing")
+	}
+	t.Logf("%d kills between deletions", midway)
 	d = start(t, dir)
 	c = d.dial(t)
 	deadline := time.Now().Add(startTimeout)
@@ -219,6 +236,21 @@ func TestKillDuringDeletions(t *testing.T) {
 	d.stop(t)
 	verifyAudit(t, dir)
 	checkOrphans(t, dir)
+}
+
+// pendingKeys counts the keys that wait for their deletion in the database of
+// a daemon that does not run.
+func pendingKeys(t *testing.T, dir string) (n int) {
+	t.Helper()
+	db, err := sql.Open("sqlite3", filepath.Join(dir, "data", "keyhold.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM keys WHERE state LIKE '%PENDING_DELETION'").Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // makeDue moves every deletion date into the past.
