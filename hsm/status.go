@@ -48,6 +48,10 @@ func pinFlags(flags uint) PINFlags {
 	}
 }
 
+// MaxSessions returns how many calls do cryptography at once as the configuration
+// has it; the token's own limit may be lower (Status).
+func (t *Token) MaxSessions() int { return t.cfg.MaxSessions }
+
 // Status returns a snapshot.
 func (t *Token) Status() Status {
 	st := t.state.Load()

@@ -22,6 +22,8 @@ func newCodec() codec { return codec{encoding.GetCodecV2("proto")} }
 // request is what handlers decode into.
 type request struct {
 	message proto.Message
+	// limit is the largest that it may be, in bytes.
+	limit int
 	// refusal says what is wrong with it; empty where nothing is.
 	refusal string
 }
@@ -35,8 +37,8 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if !ok {
 		return c.CodecV2.Unmarshal(data, v)
 	}
-	if n := data.Len(); n > maxRequestBytes {
-		r.refusal = fmt.Sprintf("must be at most %d bytes; it has %d", maxRequestBytes, n)
+	if n := data.Len(); n > r.limit {
+		r.refusal = fmt.Sprintf("must be at most %d bytes; it has %d", r.limit, n)
 	} else if c.CodecV2.Unmarshal(data, r.message) != nil {
 		// The decoder's words may hold parts of the request.
 		r.refusal = "must be a valid message of this method"

@@ -33,9 +33,12 @@ const (
 	// maxRequestBytes is above the largest request that can be valid: a
 	// CreateKey with 8,192 characters of description and 50 tags.
 	maxRequestBytes = 256 << 10
+	// maxBatchBytes is the same for a batch: 100 items of 4,096 bytes with an
+	// encryption context of 8,192 bytes each, and their key names.
+	maxBatchBytes = 2 << 20
 	// maxReceiveBytes is where gRPC itself stops reading. What lies between is
 	// refused with a reason, on the record.
-	maxReceiveBytes = 1 << 20
+	maxReceiveBytes = 3 << 20
 	// maxHeaderBytes bounds a request's metadata.
 	maxHeaderBytes = 16 << 10
 	// maxStreams bounds the requests under way on one connection.

@@ -7,9 +7,11 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 	"github.com/keyhold/keyhold/server/kms"
 )
 
@@ -37,7 +39,10 @@ func serviceDescs() ([]*grpc.ServiceDesc, error) {
 
 // handler serves one method: authenticate, decode, call, encode.
 func handler(md protoreflect.MethodDescriptor, input protoreflect.MessageType) grpc.MethodHandler {
-	operation := string(md.Name())
+	operation, limit := string(md.Name()), maxRequestBytes
+	if spec, ok := proto.GetExtension(md.Options(), keyholdv1.E_Operation).(*keyholdv1.Operation); ok && spec.GetBatch() {
+		limit = maxBatchBytes
+	}
 	return func(srv any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
 		s := srv.(*Server) //nolint:forcetypeassert // what New registered
 		requestID := uuid.NewString()
@@ -48,7 +53,7 @@ func handler(md protoreflect.MethodDescriptor, input protoreflect.MessageType) g
 		if err != nil {
 			return nil, err
 		}
-		req := request{message: input.New().Interface()}
+		req := request{message: input.New().Interface(), limit: limit}
 		if err := decode(&req); err != nil {
 			return nil, err // larger than maxReceiveBytes, or the client has gone
 		}
@@ -64,6 +69,9 @@ func handler(md protoreflect.MethodDescriptor, input protoreflect.MessageType) g
 		resp, err := s.cfg.Core.Do(ctx, caller, operation, req.message)
 		if err != nil {
 			return nil, s.failure(ctx, operation, requestID, err)
+		}
+		if batch, ok := resp.(*keyholdv1.BatchResponse); ok {
+			setStatuses(batch)
 		}
 		return answer{resp}, nil
 	}

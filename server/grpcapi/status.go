@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/protoadapt"
 
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 	"github.com/keyhold/keyhold/server/kms"
 )
 
@@ -48,6 +49,27 @@ func statusCodes() map[kms.Code]codes.Code {
 	}
 }
 
+// codeOf returns the gRPC code of an exception.
+func codeOf(exception kms.Code, temporary bool) codes.Code {
+	code, ok := statusCodes()[exception]
+	switch {
+	case !ok:
+		return codes.Internal
+	case temporary && code == codes.Internal:
+		return codes.Unavailable
+	}
+	return code
+}
+
+// setStatuses says of each item that failed what gRPC would have said of it alone.
+func setStatuses(batch *keyholdv1.BatchResponse) {
+	for _, r := range batch.GetResults() {
+		if e := r.GetError(); e != nil {
+			e.GrpcStatus = int32(codeOf(kms.Code(e.GetException()), e.GetTemporary()))
+		}
+	}
+}
+
 // failure turns the core's error into a status and logs, once and in full,
 // what the client is not told.
 func (s *Server) failure(ctx context.Context, operation, requestID string, err error) error {
@@ -55,16 +77,12 @@ func (s *Server) failure(ctx context.Context, operation, requestID string, err e
 	if !errors.As(err, &e) {
 		e = &kms.Error{Code: kms.CodeInternal}
 	}
-	code, ok := statusCodes()[e.Code]
+	code := codeOf(e.Code, e.Unavailable)
 	switch {
-	case !ok:
-		code = codes.Internal
 	case errors.Is(err, context.DeadlineExceeded):
 		code = codes.DeadlineExceeded
 	case errors.Is(err, context.Canceled):
 		code = codes.Canceled
-	case e.Unavailable && code == codes.Internal:
-		code = codes.Unavailable
 	}
 	if e.Code == kms.CodeInternal || e.Unavailable {
 		cause := errors.Unwrap(error(e))

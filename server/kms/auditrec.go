@@ -45,18 +45,47 @@ type recordBuffer struct{ event, params, elements []byte }
 // maxPooledBytes keeps one giant record from staying in memory for ever.
 const maxPooledBytes = 64 << 10
 
-// record makes one record of a call. A panic is an error: who cannot be recorded
-// is not answered, and the others go on.
-func (s *Service) record(ctx context.Context, c *call, phase audit.Phase, resp proto.Message, failure *Error) (err error) {
+func takeRecordBuffer() *recordBuffer {
+	return recordBuffers.Get().(*recordBuffer) //nolint:forcetypeassert // the only type stored
+}
+
+func (b *recordBuffer) giveBack() {
+	if cap(b.event)+cap(b.params)+cap(b.elements) <= maxPooledBytes {
+		b.event = b.event[:0]
+		recordBuffers.Put(b)
+	}
+}
+
+// record makes one record of a call.
+func (s *Service) record(ctx context.Context, c *call, phase audit.Phase, resp proto.Message, failure *Error) error {
+	buf := takeRecordBuffer()
+	defer buf.giveBack()
+	if err := s.encodeRecord(buf, c, phase, resp, failure); err != nil {
+		return err
+	}
+	class, durability := audit.Normal, audit.Synced
+	// What was begun with an intent on the record must not lose its outcome to a
+	// disk that filled up in between.
+	if failure != nil || c.op.protected || phase == audit.PhaseOutcome {
+		class = audit.Protected
+	}
+	if c.op.spec.GetPlane() == keyholdv1.Plane_PLANE_DATA && failure == nil {
+		durability = s.durability
+	}
+	start := s.now()
+	_, err := s.journal.Append(ctx, class, durability, buf.event)
+	c.timing.Audit += s.now().Sub(start)
+	return err
+}
+
+// encodeRecord appends the record of a call to buf.event. A panic is an error:
+// who cannot be recorded is not answered, and the others go on.
+func (s *Service) encodeRecord(buf *recordBuffer, c *call, phase audit.Phase, resp proto.Message, failure *Error) (err error) {
+	length := len(buf.event)
 	defer func() {
 		if p := recover(); p != nil {
+			buf.event = buf.event[:length]
 			err = fmt.Errorf("panic while recording %s: %v\n%s", c.op.name, p, debug.Stack())
-		}
-	}()
-	buf := recordBuffers.Get().(*recordBuffer) //nolint:forcetypeassert // the only type stored
-	defer func() {
-		if cap(buf.event)+cap(buf.params)+cap(buf.elements) <= maxPooledBytes {
-			recordBuffers.Put(buf)
 		}
 	}()
 	e := s.event(c, phase, failure)
@@ -69,21 +98,8 @@ func (s *Service) record(ctx context.Context, c *call, phase audit.Phase, resp p
 		buf.elements = s.params.AppendMessage(buf.elements, resp)
 		e.ResponseElements = buf.elements
 	}
-	buf.event = e.AppendJSON(buf.event[:0])
-
-	class, durability := audit.Normal, audit.Synced
-	// What was begun with an intent on the record must not lose its outcome to a
-	// disk that filled up in between.
-	if failure != nil || c.op.protected || phase == audit.PhaseOutcome {
-		class = audit.Protected
-	}
-	if c.op.spec.GetPlane() == keyholdv1.Plane_PLANE_DATA && failure == nil {
-		durability = s.durability
-	}
-	start := s.now()
-	_, err = s.journal.Append(ctx, class, durability, buf.event)
-	c.timing.Audit += s.now().Sub(start)
-	return err
+	buf.event = e.AppendJSON(buf.event)
+	return nil
 }
 
 // event fills in what every record has.

@@ -75,13 +75,9 @@ func (s *Service) decryptWith(ctx context.Context, c *call, sub *subject, alg ke
 		}
 		return plaintext, v.MaterialID, nil
 	}
-	ks, err := s.storeOf(sub.rec)
+	d, err := powerOf[Decrypter](s, sub.rec, "RSA decryption")
 	if err != nil {
 		return nil, "", err
-	}
-	d, ok := ks.(Decrypter)
-	if !ok {
-		return nil, "", fmt.Errorf("%w: RSA decryption", ErrUnsupported)
 	}
 	f := factsOf(sub.rec.Spec)
 	src := sourceOf(c.req)

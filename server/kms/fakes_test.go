@@ -163,7 +163,7 @@ func (f *fakeStore) Supports(spec keyholdv1.KeySpec, _ keyholdv1.KeyUsageType) e
 
 func (f *fakeStore) Health() error { return f.enter(context.Background(), "Health") }
 
-func (f *fakeStore) Generate(ctx context.Context, l kms.Locator) (kms.Generated, error) {
+func (f *fakeStore) Generate(ctx context.Context, l kms.Locator, exportable bool) (kms.Generated, error) {
 	if err := f.enter(ctx, "Generate"); err != nil {
 		return kms.Generated{}, err
 	}
@@ -172,7 +172,11 @@ func (f *fakeStore) Generate(ctx context.Context, l kms.Locator) (kms.Generated,
 	f.mu.Lock()
 	f.keys[string(l.ID)] = &fakeKey{label: l.Label, spec: l.Spec, secret: secret}
 	f.mu.Unlock()
-	return kms.Generated{Custody: keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_GENERATED}, f.leave("Generate")
+	made := kms.Generated{Custody: keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_GENERATED}
+	if exportable {
+		made.Custody = keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_EXPORTABLE
+	}
+	return made, f.leave("Generate")
 }
 
 func (f *fakeStore) Destroy(ctx context.Context, l kms.Locator) error {
@@ -376,8 +380,8 @@ func (f *fakeSigner) Supports(spec keyholdv1.KeySpec, usage keyholdv1.KeyUsageTy
 	return f.fakeStore.Supports(spec, usage)
 }
 
-func (f *fakeSigner) Generate(ctx context.Context, l kms.Locator) (kms.Generated, error) {
-	g, err := f.fakeStore.Generate(ctx, l)
+func (f *fakeSigner) Generate(ctx context.Context, l kms.Locator, exportable bool) (kms.Generated, error) {
+	g, err := f.fakeStore.Generate(ctx, l, exportable)
 	if err != nil || l.Spec != p256 {
 		return g, err
 	}

@@ -34,8 +34,24 @@ func validCreateKey(r *keyholdv1.CreateKeyRequest) error {
 		return invalidField("key_usage", "must be given for key spec %s", awsName(spec))
 	case !slices.Contains(f.usages, usage):
 		return errorf(CodeValidation, "KeyUsage %s is not compatible with KeySpec %s.", awsName(usage), awsName(spec))
+	case custodyOf(r) == keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_EXPORTABLE && !mayLeave(spec, usage):
+		return invalidField("key_custody", "EXPORTABLE is for SYMMETRIC_DEFAULT keys of usage ENCRYPT_DECRYPT and for HMAC keys")
 	}
 	return checkTags(r.GetTags())
+}
+
+// custodyOf returns the custody that a CreateKey request asks for.
+func custodyOf(r *keyholdv1.CreateKeyRequest) keyholdv1.KeyCustodyType {
+	if r.GetKeyCustody() == keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_UNSPECIFIED {
+		return keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_GENERATED
+	}
+	return r.GetKeyCustody()
+}
+
+// mayLeave tells whether a key can be EXPORTABLE. One that wraps others cannot:
+// what it wrapped would be as safe as the key that wraps it.
+func mayLeave(spec keyholdv1.KeySpec, usage keyholdv1.KeyUsageType) bool {
+	return factsOf(spec).kind != kindAsymmetric && usage != keyholdv1.KeyUsageType_KEY_USAGE_TYPE_WRAP_UNWRAP
 }
 
 // checkTags refuses what AWS refuses: doubles, reserved names, characters
@@ -101,8 +117,14 @@ func (s *Service) createKey(ctx context.Context, c *call, r *keyholdv1.CreateKey
 	// From here on the work is finished, one way or the other, even when the
 	// caller goes.
 	v := &rec.Versions[0]
-	made, err := gen.Generate(ctx, v.Locator)
+	asked := v.Custody
+	made, err := gen.Generate(ctx, v.Locator, asked == keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_EXPORTABLE)
 	v.Custody, v.PublicKey = made.Custody, made.PublicKey
+	if err == nil && made.Custody != asked {
+		// A store that makes another key than was asked for has a fault, and the
+		// key is nobody's.
+		err = errors.Join(fmt.Errorf("the key store made a key of custody %s, not %s", awsName(made.Custody), awsName(asked)), gen.Destroy(context.WithoutCancel(ctx), v.Locator))
+	}
 	detached := context.WithoutCancel(ctx)
 	if err != nil {
 		if undo := s.store.DeleteKey(detached, rec.ID, rec.Revision); undo != nil {
@@ -162,7 +184,7 @@ func (s *Service) newRecord(c *call, r *keyholdv1.CreateKeyRequest) (*KeyRecord,
 		State: keyholdv1.KeyState_KEY_STATE_CREATING, Description: r.GetDescription(), Created: created,
 		Versions: []KeyVersion{{
 			MaterialID: generatedMaterialID(id, ref), Ref: ref, Created: created,
-			Custody: keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_GENERATED,
+			Custody: custodyOf(r),
 			Locator: Locator{ID: slices.Clone(ref[:]), Label: objectLabel(s.store.Instance(), id), Spec: spec, Usage: usage},
 		}},
 	}

@@ -31,8 +31,8 @@ type Sealed struct {
 // KeyStore is where key material lives and does its work. The core assumes
 // nothing of how: a PKCS#11 token, an external proxy.
 //
-// A store may have the powers Generator, Signer, MACer, Decrypter and
-// RandomSource as well; the core finds out by type assertion and answers
+// A store may have the powers Generator, Signer, MACer, Decrypter, Deriver,
+// Wrapper, Concurrent and RandomSource as well; the core finds out by type assertion and answers
 // UnsupportedOperationException where one is missing.
 //
 // All methods of all powers may be called concurrently and obey ctx: they
@@ -57,10 +57,11 @@ type KeyStore interface {
 
 // Generator makes and destroys key material.
 type Generator interface {
-	// Generate makes the material at l. When it returns nil the material is
-	// durable, and what it returned has been proven. When it returns an error
+	// Generate makes the material at l: never extractable, or if it is to be
+	// exportable, extractable by wrapping only. When it returns nil the material
+	// is durable, and what it returned has been proven. When it returns an error
 	// nothing is left behind, as far as the store lets it be known.
-	Generate(ctx context.Context, l Locator) (Generated, error)
+	Generate(ctx context.Context, l Locator, exportable bool) (Generated, error)
 
 	// Destroy removes the material, durably. ErrKeyMissing where none is.
 	Destroy(ctx context.Context, l Locator) error
@@ -116,10 +117,39 @@ type Decrypter interface {
 	DecryptOAEP(ctx context.Context, l Locator, hash crypto.Hash, ciphertext []byte) ([]byte, error)
 }
 
+// Deriver agrees on secrets.
+type Deriver interface {
+	// Derive returns the x coordinate, with its leading zeros, that the private
+	// key and the peer's public key agree on. peerSPKI is the DER of a
+	// SubjectPublicKeyInfo on the key's own curve, checked by the caller.
+	Derive(ctx context.Context, l Locator, peerSPKI []byte) ([]byte, error)
+}
+
+// Wrapper wraps keys by AES key wrap (RFC 3394, RFC 5649) inside the store.
+type Wrapper interface {
+	// WrapBytes wraps the caller's bytes under the key at l.
+	WrapBytes(ctx context.Context, l Locator, alg keyholdv1.WrappingAlgorithmSpec, plaintext []byte) ([]byte, error)
+	// UnwrapBytes is the inverse. ErrNotAuthentic.
+	UnwrapBytes(ctx context.Context, l Locator, alg keyholdv1.WrappingAlgorithmSpec, wrapped []byte) ([]byte, error)
+	// WrapKey wraps the material at target, which must be exportable, under
+	// the key at l. The material does not leave the store in the clear.
+	WrapKey(ctx context.Context, l Locator, alg keyholdv1.WrappingAlgorithmSpec, target Locator) ([]byte, error)
+	// CanWrap returns nil where n bytes can be wrapped so, ErrStoreUnavailable
+	// where that is not known yet, else ErrUnsupported saying why not.
+	CanWrap(alg keyholdv1.WrappingAlgorithmSpec, n int) error
+}
+
 // MACer computes HMACs.
 type MACer interface {
 	// MAC returns the full HMAC of message; the hash follows from l.Spec.
 	MAC(ctx context.Context, l Locator, message []byte) ([]byte, error)
+}
+
+// Concurrent says how much it does at once.
+type Concurrent interface {
+	// Concurrency returns how many calls the store does at the same time, 1 or
+	// more; others wait.
+	Concurrency() int
 }
 
 // RandomSource has a random number generator of its own.

@@ -43,7 +43,7 @@ func testKeyStore(t *testing.T, ks fullStore) {
 		if err := ks.Supports(l.Spec, l.Usage); err != nil {
 			t.Fatal(err)
 		}
-		made, err := ks.Generate(ctx, l)
+		made, err := ks.Generate(ctx, l, false)
 		if err != nil || made.Custody != keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_GENERATED || made.PublicKey != nil {
 			t.Fatalf("generated %+v, %v", made, err)
 		}

@@ -25,13 +25,9 @@ func (s *Service) checkVerifyMac(c *call, r *keyholdv1.VerifyMacRequest) error {
 }
 
 func (s *Service) mac(ctx context.Context, sub *subject, message []byte) ([]byte, error) {
-	ks, err := s.storeOf(sub.rec)
+	m, err := powerOf[MACer](s, sub.rec, "HMAC")
 	if err != nil {
 		return nil, err
-	}
-	m, ok := ks.(MACer)
-	if !ok {
-		return nil, fmt.Errorf("%w: HMAC", ErrUnsupported)
 	}
 	out, err := m.MAC(ctx, sub.rec.Current().Locator, message)
 	if err != nil {

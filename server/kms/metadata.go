@@ -21,11 +21,12 @@ func (s *Service) metadata(e *entry) *keyholdv1.KeyMetadata {
 		Origin: keyholdv1.OriginType_ORIGIN_TYPE_AWS_KMS, KeyManager: keyholdv1.KeyManagerType_KEY_MANAGER_TYPE_CUSTOMER,
 		KeySpec: r.Spec, EncryptionAlgorithms: encryptionAlgorithms(r.Spec, r.Usage), SigningAlgorithms: s.offeredSigning(r),
 		KeyAgreementAlgorithms: agreementAlgorithms(r.Usage), MultiRegion: &multiRegion, KeyCustody: r.Current().Custody,
+		WrappingAlgorithms: wrappingAlgorithms(r.Usage),
 	}
 	if f := factsOf(r.Spec); f.mac != keyholdv1.MacAlgorithmSpec_MAC_ALGORITHM_SPEC_UNSPECIFIED {
 		m.MacAlgorithms = []keyholdv1.MacAlgorithmSpec{f.mac}
 	}
-	if r.Spec == keyholdv1.KeySpec_KEY_SPEC_SYMMETRIC_DEFAULT {
+	if r.Spec == keyholdv1.KeySpec_KEY_SPEC_SYMMETRIC_DEFAULT && r.Usage == keyholdv1.KeyUsageType_KEY_USAGE_TYPE_ENCRYPT_DECRYPT {
 		m.CurrentKeyMaterialId = string(r.Current().MaterialID)
 	}
 	if state == keyholdv1.KeyState_KEY_STATE_PENDING_DELETION {

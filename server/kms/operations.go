@@ -21,6 +21,7 @@ type operation struct {
 	nested bool                         // the request has lists or messages in it
 	blob   protoreflect.FieldDescriptor // the field of a ciphertext, or nil
 	fields []protoreflect.FieldDescriptor
+	items  map[protoreflect.FieldNumber]*batchable // of a batch: what it may carry
 }
 
 // row is what the core adds to the proto's declaration of an operation.
@@ -47,6 +48,8 @@ func rows() map[string]row {
 		encrypt = keyholdv1.KeyUsageType_KEY_USAGE_TYPE_ENCRYPT_DECRYPT
 		sign    = keyholdv1.KeyUsageType_KEY_USAGE_TYPE_SIGN_VERIFY
 		mac     = keyholdv1.KeyUsageType_KEY_USAGE_TYPE_GENERATE_VERIFY_MAC
+		agree   = keyholdv1.KeyUsageType_KEY_USAGE_TYPE_KEY_AGREEMENT
+		wrap    = keyholdv1.KeyUsageType_KEY_USAGE_TYPE_WRAP_UNWRAP
 	)
 	return map[string]row{
 		"CreateKey":            {valid: valid(validCreateKey), check: check((*Service).checkCreateKey), act: act((*Service).createKey)},
@@ -73,6 +76,11 @@ func rows() map[string]row {
 		"GetPublicKey":                    {needs: needsEnabled, check: check((*Service).checkGetPublicKey), act: act((*Service).getPublicKey)},
 		"GenerateMac":                     {needs: needsEnabled, usage: mac, check: check((*Service).checkGenerateMac), act: act((*Service).generateMac)},
 		"VerifyMac":                       {needs: needsEnabled, usage: mac, check: check((*Service).checkVerifyMac), act: act((*Service).verifyMac)},
+		"DeriveSharedSecret":              {needs: needsEnabled, usage: agree, check: check((*Service).checkDeriveSharedSecret), act: act((*Service).deriveSharedSecret)},
+		"WrapKey":                         {needs: needsEnabled, usage: wrap, valid: valid(validWrapKey), check: check((*Service).checkWrapKey), act: act((*Service).wrapKey)},
+		"UnwrapKey":                       {needs: needsEnabled, usage: wrap, check: check((*Service).checkUnwrapKey), act: act((*Service).unwrapKey)},
+		"ExportKey":                       {needs: needsEnabled, check: check((*Service).checkExportKey), act: act((*Service).exportKey)},
+		"Batch":                           {act: act((*Service).batch)},
 	}
 }
 
@@ -119,7 +127,7 @@ func buildOperations() (map[string]*operation, error) {
 				op.nested = op.nested || fd.IsList() || fd.Message() != nil && !fd.IsMap()
 			}
 			op.spec, ok = proto.GetExtension(md.Options(), keyholdv1.E_Operation).(*keyholdv1.Operation)
-			if !ok || op.spec == nil || op.spec.GetPlane() == keyholdv1.Plane_PLANE_UNSPECIFIED || len(op.spec.GetPermissions()) == 0 {
+			if !ok || op.spec == nil || op.spec.GetPlane() == keyholdv1.Plane_PLANE_UNSPECIFIED || (len(op.spec.GetPermissions()) == 0) != op.spec.GetBatch() {
 				return nil, fmt.Errorf("kms: method %s lacks its options", md.FullName())
 			}
 			for _, p := range op.spec.GetPermissions() {
@@ -134,6 +142,9 @@ func buildOperations() (map[string]*operation, error) {
 			}
 			ops[name] = op
 		}
+	}
+	if err := joinBatches(ops); err != nil {
+		return nil, err
 	}
 	if len(ops) != len(table) {
 		return nil, errors.New("kms: the table has rows that the proto has no methods for")

@@ -37,6 +37,8 @@ type call struct {
 	validated bool
 	// facts go to the audit record beside the parameters.
 	facts []audit.Member
+	// items are the calls that a batch carried, once they have been carried out.
+	items []batchItem
 
 	timing Timing
 }
@@ -111,6 +113,9 @@ func (s *Service) handle(ctx context.Context, c *call) (proto.Message, *Error) {
 		}
 	}()
 	resp, err := s.perform(ctx, c)
+	if err == nil && c.items != nil {
+		return s.finishBatch(ctx, c), nil
+	}
 	failure := asError(c.op, err)
 
 	// Step 12: record the outcome. No answer leaves before it is durable.
@@ -141,10 +146,12 @@ func (s *Service) perform(ctx context.Context, c *call) (resp proto.Message, err
 		return nil, err
 	}
 	// Step 3: throttle. Left by handle: a request is under way until its record
-	// is durable.
-	c.entered = true
-	if err := s.throttle.enter(c.caller.Principal.Account, c.op.spec.GetPlane()); err != nil {
-		return nil, err
+	// is durable. Of a batch each item is throttled, and not the whole.
+	if !c.op.spec.GetBatch() {
+		c.entered = true
+		if err := s.throttle.enter(c.caller.Principal.Account, c.op.spec.GetPlane()); err != nil {
+			return nil, err
+		}
 	}
 	if s.regions[c.region] == nil {
 		return nil, errorf(CodeAccessDenied, "The region %q is not served here.", clip(string(c.region)))
@@ -237,14 +244,31 @@ func (s *Service) checkKeys(c *call) error {
 }
 
 // Wipe zeroes every bytes field of a message whose secrets are not needed any
-// more: an answer that is not given, or a request that a door is done with.
+// more, and of the messages in it: an answer that is not given, or a request
+// that a door is done with.
 func Wipe(m proto.Message) {
 	if m == nil || !m.ProtoReflect().IsValid() {
 		return
 	}
-	m.ProtoReflect().Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		if fd.Kind() == protoreflect.BytesKind && !fd.IsList() && !fd.IsMap() {
+	wipe(m.ProtoReflect())
+}
+
+func wipe(m protoreflect.Message) {
+	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case fd.IsMap():
+		case fd.Kind() == protoreflect.BytesKind && fd.IsList():
+			for i := range v.List().Len() {
+				clear(v.List().Get(i).Bytes())
+			}
+		case fd.Kind() == protoreflect.BytesKind:
 			clear(v.Bytes())
+		case fd.Message() != nil && fd.IsList():
+			for i := range v.List().Len() {
+				wipe(v.List().Get(i).Message())
+			}
+		case fd.Message() != nil:
+			wipe(v.Message())
 		}
 		return true
 	})

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"buf.build/go/protovalidate"
+	"golang.org/x/time/rate"
 
 	"github.com/keyhold/keyhold/proto/awsjson"
 	"github.com/keyhold/keyhold/server/audit"
@@ -32,7 +33,8 @@ type Limits struct {
 	KeysPerAccount int
 	// AliasesPerKey bounds a key's aliases. Default 50.
 	AliasesPerKey int
-	// InFlight bounds the requests that are under way. Default 4,096.
+	// InFlight bounds the requests that are under way, each item of a batch being
+	// one. Default 4,096.
 	InFlight int
 	// DataPerSecond and ControlPerSecond bound an account's requests to a
 	// plane, with bursts of as many. Default 0: unlimited.
@@ -91,6 +93,11 @@ type Service struct {
 	params    *awsjson.Encoder
 	keys      *keyring
 	throttle  *throttle
+	// batchSlots has room for the items of batches that are under way, by region:
+	// a token that hangs must not hold up another's.
+	batchSlots map[Region]chan struct{}
+	// batchFaults bounds what is logged of them.
+	batchFaults *rate.Limiter
 	orphans   orphanReport
 	clock     clockGuard
 	started   time.Time
@@ -132,6 +139,8 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 	}
 	s.setDefaults()
 	s.throttle = newThrottle(s.limits, s.now)
+	s.batchSlots = batchSlots(cfg.Regions)
+	s.batchFaults = rate.NewLimiter(10, 50)
 	s.started = s.now()
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	return s, nil
@@ -200,6 +209,21 @@ func (s *Service) Operations() []string {
 		names = append(names, name)
 	}
 	return names
+}
+
+// powerOf returns what a record's key store can do beyond sealing; what names
+// it where the store cannot.
+func powerOf[P any](s *Service, r *KeyRecord, what string) (P, error) {
+	var none P
+	ks, err := s.storeOf(r)
+	if err != nil {
+		return none, err
+	}
+	p, ok := ks.(P)
+	if !ok {
+		return none, fmt.Errorf("%w: %s", ErrUnsupported, what)
+	}
+	return p, nil
 }
 
 // storeOf returns the key store of a record.

@@ -95,15 +95,7 @@ func (s *Service) checkSign(c *call, r *keyholdv1.SignRequest) error {
 }
 
 func (s *Service) signerOf(r *KeyRecord) (Signer, error) {
-	ks, err := s.storeOf(r)
-	if err != nil {
-		return nil, err
-	}
-	signer, ok := ks.(Signer)
-	if !ok {
-		return nil, fmt.Errorf("%w: signatures", ErrUnsupported)
-	}
-	return signer, nil
+	return powerOf[Signer](s, r, "signatures")
 }
 
 func (s *Service) checkVerify(c *call, r *keyholdv1.VerifyRequest) error {
@@ -180,13 +172,9 @@ func (s *Service) publicKey(ctx context.Context, sub *subject) (*pubkey.Key, err
 	if p := sub.entry.public.Load(); p != nil {
 		return p, nil
 	}
-	ks, err := s.storeOf(sub.rec)
+	src, err := powerOf[PublicKeySource](s, sub.rec, "public keys")
 	if err != nil {
 		return nil, err
-	}
-	src, ok := ks.(PublicKeySource)
-	if !ok {
-		return nil, fmt.Errorf("%w: public keys", ErrUnsupported)
 	}
 	spki, err := src.PublicKey(ctx, sub.rec.Current().Locator)
 	if err != nil {

@@ -24,6 +24,8 @@ type specFacts struct {
 	mac     keyholdv1.MacAlgorithmSpec
 	// modulusBytes is set for RSA.
 	modulusBytes int
+	// secretBytes is the length of a secret key.
+	secretBytes int
 }
 
 // factsOf returns the zero value for what is no key spec.
@@ -33,6 +35,7 @@ func factsOf(spec keyholdv1.KeySpec) specFacts {
 		sign    = keyholdv1.KeyUsageType_KEY_USAGE_TYPE_SIGN_VERIFY
 		mac     = keyholdv1.KeyUsageType_KEY_USAGE_TYPE_GENERATE_VERIFY_MAC
 		agree   = keyholdv1.KeyUsageType_KEY_USAGE_TYPE_KEY_AGREEMENT
+		wrap    = keyholdv1.KeyUsageType_KEY_USAGE_TYPE_WRAP_UNWRAP
 	)
 	rsa := func(modulus int) specFacts {
 		return specFacts{kind: kindAsymmetric, usages: []keyholdv1.KeyUsageType{encrypt, sign}, signing: rsaSigning(), modulusBytes: modulus}
@@ -40,12 +43,12 @@ func factsOf(spec keyholdv1.KeySpec) specFacts {
 	ec := func(alg keyholdv1.SigningAlgorithmSpec) specFacts {
 		return specFacts{kind: kindAsymmetric, usages: []keyholdv1.KeyUsageType{sign, agree}, signing: []keyholdv1.SigningAlgorithmSpec{alg}}
 	}
-	hmac := func(alg keyholdv1.MacAlgorithmSpec) specFacts {
-		return specFacts{kind: kindHMAC, usages: []keyholdv1.KeyUsageType{mac}, mac: alg}
+	hmac := func(alg keyholdv1.MacAlgorithmSpec, bytes int) specFacts {
+		return specFacts{kind: kindHMAC, usages: []keyholdv1.KeyUsageType{mac}, mac: alg, secretBytes: bytes}
 	}
 	switch spec {
 	case keyholdv1.KeySpec_KEY_SPEC_SYMMETRIC_DEFAULT:
-		return specFacts{kind: kindSymmetric, usages: []keyholdv1.KeyUsageType{encrypt}}
+		return specFacts{kind: kindSymmetric, usages: []keyholdv1.KeyUsageType{encrypt, wrap}, secretBytes: 32}
 	case keyholdv1.KeySpec_KEY_SPEC_RSA_2048:
 		return rsa(256)
 	case keyholdv1.KeySpec_KEY_SPEC_RSA_3072:
@@ -68,13 +71,13 @@ func factsOf(spec keyholdv1.KeySpec) specFacts {
 			keyholdv1.SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_ED25519_PH_SHA_512,
 		}}
 	case keyholdv1.KeySpec_KEY_SPEC_HMAC_224:
-		return hmac(keyholdv1.MacAlgorithmSpec_MAC_ALGORITHM_SPEC_HMAC_SHA_224)
+		return hmac(keyholdv1.MacAlgorithmSpec_MAC_ALGORITHM_SPEC_HMAC_SHA_224, 28)
 	case keyholdv1.KeySpec_KEY_SPEC_HMAC_256:
-		return hmac(keyholdv1.MacAlgorithmSpec_MAC_ALGORITHM_SPEC_HMAC_SHA_256)
+		return hmac(keyholdv1.MacAlgorithmSpec_MAC_ALGORITHM_SPEC_HMAC_SHA_256, 32)
 	case keyholdv1.KeySpec_KEY_SPEC_HMAC_384:
-		return hmac(keyholdv1.MacAlgorithmSpec_MAC_ALGORITHM_SPEC_HMAC_SHA_384)
+		return hmac(keyholdv1.MacAlgorithmSpec_MAC_ALGORITHM_SPEC_HMAC_SHA_384, 48)
 	case keyholdv1.KeySpec_KEY_SPEC_HMAC_512:
-		return hmac(keyholdv1.MacAlgorithmSpec_MAC_ALGORITHM_SPEC_HMAC_SHA_512)
+		return hmac(keyholdv1.MacAlgorithmSpec_MAC_ALGORITHM_SPEC_HMAC_SHA_512, 64)
 	case keyholdv1.KeySpec_KEY_SPEC_UNSPECIFIED:
 	}
 	return specFacts{}
@@ -121,6 +124,17 @@ func agreementAlgorithms(usage keyholdv1.KeyUsageType) []keyholdv1.KeyAgreementA
 		return nil
 	}
 	return []keyholdv1.KeyAgreementAlgorithmSpec{keyholdv1.KeyAgreementAlgorithmSpec_KEY_AGREEMENT_ALGORITHM_SPEC_ECDH}
+}
+
+// wrappingAlgorithms returns what WrapKey and UnwrapKey take with such a key.
+func wrappingAlgorithms(usage keyholdv1.KeyUsageType) []keyholdv1.WrappingAlgorithmSpec {
+	if usage != keyholdv1.KeyUsageType_KEY_USAGE_TYPE_WRAP_UNWRAP {
+		return nil
+	}
+	return []keyholdv1.WrappingAlgorithmSpec{
+		keyholdv1.WrappingAlgorithmSpec_WRAPPING_ALGORITHM_SPEC_AES_KWP,
+		keyholdv1.WrappingAlgorithmSpec_WRAPPING_ALGORITHM_SPEC_AES_KW,
+	}
 }
 
 // oaepHash returns the hash of an RSAES-OAEP algorithm, or 0.

@@ -14,7 +14,9 @@ import (
 
 // validate is step 2: what the proto declares, then what it cannot.
 func (s *Service) validate(c *call) error {
-	if field := unknownField(c.req.ProtoReflect(), "", c.op.nested); field != "" {
+	// The items of a batch are looked into one by one, each by its own call.
+	nested := c.op.nested && !c.op.spec.GetBatch()
+	if field := unknownField(c.req.ProtoReflect(), "", nested); field != "" {
 		return invalidField(field, "is not known to this version of the service")
 	}
 	if c.op.nested {

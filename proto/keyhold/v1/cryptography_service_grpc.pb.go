@@ -30,6 +30,11 @@ const (
 	CryptographyService_GetPublicKey_FullMethodName                    = "/keyhold.v1.CryptographyService/GetPublicKey"
 	CryptographyService_GenerateMac_FullMethodName                     = "/keyhold.v1.CryptographyService/GenerateMac"
 	CryptographyService_VerifyMac_FullMethodName                       = "/keyhold.v1.CryptographyService/VerifyMac"
+	CryptographyService_DeriveSharedSecret_FullMethodName              = "/keyhold.v1.CryptographyService/DeriveSharedSecret"
+	CryptographyService_WrapKey_FullMethodName                         = "/keyhold.v1.CryptographyService/WrapKey"
+	CryptographyService_UnwrapKey_FullMethodName                       = "/keyhold.v1.CryptographyService/UnwrapKey"
+	CryptographyService_ExportKey_FullMethodName                       = "/keyhold.v1.CryptographyService/ExportKey"
+	CryptographyService_Batch_FullMethodName                           = "/keyhold.v1.CryptographyService/Batch"
 )
 
 // CryptographyServiceClient is the client API for CryptographyService service.
@@ -80,6 +85,28 @@ type CryptographyServiceClient interface {
 	// VerifyMac computes the HMAC in the token and compares it in constant time.
 	// A MAC that does not match answers KMSInvalidMacException.
 	VerifyMac(ctx context.Context, in *VerifyMacRequest, opts ...grpc.CallOption) (*VerifyMacResponse, error)
+	// DeriveSharedSecret agrees on a secret with a peer: ECDH inside the token, of
+	// the key's private half and the peer's public key.
+	DeriveSharedSecret(ctx context.Context, in *DeriveSharedSecretRequest, opts ...grpc.CallOption) (*DeriveSharedSecretResponse, error)
+	// WrapKey wraps bytes of the caller's, which are a key of his, under a key of
+	// usage WRAP_UNWRAP inside the token. Extension of Keyhold.
+	WrapKey(ctx context.Context, in *WrapKeyRequest, opts ...grpc.CallOption) (*WrapKeyResponse, error)
+	// UnwrapKey is the inverse of WrapKey, and opens what ExportKey made. Whatever
+	// keeps a wrapped key from opening is one InvalidCiphertextException without
+	// detail. Extension of Keyhold.
+	UnwrapKey(ctx context.Context, in *UnwrapKeyRequest, opts ...grpc.CallOption) (*UnwrapKeyResponse, error)
+	// ExportKey wraps a KMS key under another one, of usage WRAP_UNWRAP, for the
+	// owner of the wrapping key: the key's material leaves its token, encrypted.
+	// The key must have been created with the custody EXPORTABLE, and the
+	// wrapping key must be GENERATED, so that it cannot leave in its turn.
+	// Extension of Keyhold.
+	ExportKey(ctx context.Context, in *ExportKeyRequest, opts ...grpc.CallOption) (*ExportKeyResponse, error)
+	// Batch carries out up to 100 operations, each with its own key and its own
+	// result or error, as if they had been asked for alone: each is authorised,
+	// throttled and recorded by itself. They run in any order and in parallel;
+	// the results are in the order of the items. The records share one sync.
+	// Extension of Keyhold.
+	Batch(ctx context.Context, in *BatchRequest, opts ...grpc.CallOption) (*BatchResponse, error)
 }
 
 type cryptographyServiceClient struct {
@@ -200,6 +227,56 @@ func (c *cryptographyServiceClient) VerifyMac(ctx context.Context, in *VerifyMac
 	return out, nil
 }
 
+func (c *cryptographyServiceClient) DeriveSharedSecret(ctx context.Context, in *DeriveSharedSecretRequest, opts ...grpc.CallOption) (*DeriveSharedSecretResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeriveSharedSecretResponse)
+	err := c.cc.Invoke(ctx, CryptographyService_DeriveSharedSecret_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptographyServiceClient) WrapKey(ctx context.Context, in *WrapKeyRequest, opts ...grpc.CallOption) (*WrapKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(WrapKeyResponse)
+	err := c.cc.Invoke(ctx, CryptographyService_WrapKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptographyServiceClient) UnwrapKey(ctx context.Context, in *UnwrapKeyRequest, opts ...grpc.CallOption) (*UnwrapKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UnwrapKeyResponse)
+	err := c.cc.Invoke(ctx, CryptographyService_UnwrapKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptographyServiceClient) ExportKey(ctx context.Context, in *ExportKeyRequest, opts ...grpc.CallOption) (*ExportKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExportKeyResponse)
+	err := c.cc.Invoke(ctx, CryptographyService_ExportKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptographyServiceClient) Batch(ctx context.Context, in *BatchRequest, opts ...grpc.CallOption) (*BatchResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BatchResponse)
+	err := c.cc.Invoke(ctx, CryptographyService_Batch_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // CryptographyServiceServer is the server API for CryptographyService service.
 // All implementations must embed UnimplementedCryptographyServiceServer
 // for forward compatibility.
@@ -248,6 +325,28 @@ type CryptographyServiceServer interface {
 	// VerifyMac computes the HMAC in the token and compares it in constant time.
 	// A MAC that does not match answers KMSInvalidMacException.
 	VerifyMac(context.Context, *VerifyMacRequest) (*VerifyMacResponse, error)
+	// DeriveSharedSecret agrees on a secret with a peer: ECDH inside the token, of
+	// the key's private half and the peer's public key.
+	DeriveSharedSecret(context.Context, *DeriveSharedSecretRequest) (*DeriveSharedSecretResponse, error)
+	// WrapKey wraps bytes of the caller's, which are a key of his, under a key of
+	// usage WRAP_UNWRAP inside the token. Extension of Keyhold.
+	WrapKey(context.Context, *WrapKeyRequest) (*WrapKeyResponse, error)
+	// UnwrapKey is the inverse of WrapKey, and opens what ExportKey made. Whatever
+	// keeps a wrapped key from opening is one InvalidCiphertextException without
+	// detail. Extension of Keyhold.
+	UnwrapKey(context.Context, *UnwrapKeyRequest) (*UnwrapKeyResponse, error)
+	// ExportKey wraps a KMS key under another one, of usage WRAP_UNWRAP, for the
+	// owner of the wrapping key: the key's material leaves its token, encrypted.
+	// The key must have been created with the custody EXPORTABLE, and the
+	// wrapping key must be GENERATED, so that it cannot leave in its turn.
+	// Extension of Keyhold.
+	ExportKey(context.Context, *ExportKeyRequest) (*ExportKeyResponse, error)
+	// Batch carries out up to 100 operations, each with its own key and its own
+	// result or error, as if they had been asked for alone: each is authorised,
+	// throttled and recorded by itself. They run in any order and in parallel;
+	// the results are in the order of the items. The records share one sync.
+	// Extension of Keyhold.
+	Batch(context.Context, *BatchRequest) (*BatchResponse, error)
 	mustEmbedUnimplementedCryptographyServiceServer()
 }
 
@@ -290,6 +389,21 @@ func (UnimplementedCryptographyServiceServer) GenerateMac(context.Context, *Gene
 }
 func (UnimplementedCryptographyServiceServer) VerifyMac(context.Context, *VerifyMacRequest) (*VerifyMacResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method VerifyMac not implemented")
+}
+func (UnimplementedCryptographyServiceServer) DeriveSharedSecret(context.Context, *DeriveSharedSecretRequest) (*DeriveSharedSecretResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeriveSharedSecret not implemented")
+}
+func (UnimplementedCryptographyServiceServer) WrapKey(context.Context, *WrapKeyRequest) (*WrapKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method WrapKey not implemented")
+}
+func (UnimplementedCryptographyServiceServer) UnwrapKey(context.Context, *UnwrapKeyRequest) (*UnwrapKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UnwrapKey not implemented")
+}
+func (UnimplementedCryptographyServiceServer) ExportKey(context.Context, *ExportKeyRequest) (*ExportKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ExportKey not implemented")
+}
+func (UnimplementedCryptographyServiceServer) Batch(context.Context, *BatchRequest) (*BatchResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Batch not implemented")
 }
 func (UnimplementedCryptographyServiceServer) mustEmbedUnimplementedCryptographyServiceServer() {}
 func (UnimplementedCryptographyServiceServer) testEmbeddedByValue()                             {}
@@ -510,6 +624,96 @@ func _CryptographyService_VerifyMac_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _CryptographyService_DeriveSharedSecret_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeriveSharedSecretRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptographyServiceServer).DeriveSharedSecret(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CryptographyService_DeriveSharedSecret_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptographyServiceServer).DeriveSharedSecret(ctx, req.(*DeriveSharedSecretRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _CryptographyService_WrapKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(WrapKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptographyServiceServer).WrapKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CryptographyService_WrapKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptographyServiceServer).WrapKey(ctx, req.(*WrapKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _CryptographyService_UnwrapKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UnwrapKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptographyServiceServer).UnwrapKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CryptographyService_UnwrapKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptographyServiceServer).UnwrapKey(ctx, req.(*UnwrapKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _CryptographyService_ExportKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExportKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptographyServiceServer).ExportKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CryptographyService_ExportKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptographyServiceServer).ExportKey(ctx, req.(*ExportKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _CryptographyService_Batch_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BatchRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptographyServiceServer).Batch(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CryptographyService_Batch_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptographyServiceServer).Batch(ctx, req.(*BatchRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // CryptographyService_ServiceDesc is the grpc.ServiceDesc for CryptographyService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -560,6 +764,26 @@ var CryptographyService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "VerifyMac",
 			Handler:    _CryptographyService_VerifyMac_Handler,
+		},
+		{
+			MethodName: "DeriveSharedSecret",
+			Handler:    _CryptographyService_DeriveSharedSecret_Handler,
+		},
+		{
+			MethodName: "WrapKey",
+			Handler:    _CryptographyService_WrapKey_Handler,
+		},
+		{
+			MethodName: "UnwrapKey",
+			Handler:    _CryptographyService_UnwrapKey_Handler,
+		},
+		{
+			MethodName: "ExportKey",
+			Handler:    _CryptographyService_ExportKey_Handler,
+		},
+		{
+			MethodName: "Batch",
+			Handler:    _CryptographyService_Batch_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

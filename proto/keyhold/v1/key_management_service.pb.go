@@ -34,7 +34,11 @@ type CreateKeyRequest struct {
 	// The type of the material. Defaults to SYMMETRIC_DEFAULT.
 	KeySpec KeySpec `protobuf:"varint,3,opt,name=key_spec,json=keySpec,proto3,enum=keyhold.v1.KeySpec" json:"key_spec,omitempty"`
 	// At most 50 tags.
-	Tags          []*Tag `protobuf:"bytes,4,rep,name=tags,proto3" json:"tags,omitempty"`
+	Tags []*Tag `protobuf:"bytes,4,rep,name=tags,proto3" json:"tags,omitempty"`
+	// GENERATED, the default, or EXPORTABLE: an encryption or HMAC key that
+	// ExportKey lets leave its token, wrapped. It never changes, and DescribeKey
+	// shows it. Extension of Keyhold.
+	KeyCustody    KeyCustodyType `protobuf:"varint,100,opt,name=key_custody,json=keyCustody,proto3,enum=keyhold.v1.KeyCustodyType" json:"key_custody,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -95,6 +99,13 @@ func (x *CreateKeyRequest) GetTags() []*Tag {
 		return x.Tags
 	}
 	return nil
+}
+
+func (x *CreateKeyRequest) GetKeyCustody() KeyCustodyType {
+	if x != nil {
+		return x.KeyCustody
+	}
+	return KeyCustodyType_KEY_CUSTODY_TYPE_UNSPECIFIED
 }
 
 // CreateKeyResponse describes the new key.
@@ -1233,12 +1244,14 @@ var File_keyhold_v1_key_management_service_proto protoreflect.FileDescriptor
 const file_keyhold_v1_key_management_service_proto_rawDesc = "" +
 	"\n" +
 	"'keyhold/v1/key_management_service.proto\x12\n" +
-	"keyhold.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18keyhold/v1/options.proto\x1a\x16keyhold/v1/types.proto\"\xe8\x01\n" +
+	"keyhold.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18keyhold/v1/options.proto\x1a\x16keyhold/v1/types.proto\"\xb5\x02\n" +
 	"\x10CreateKeyRequest\x12*\n" +
 	"\vdescription\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80@R\vdescription\x12?\n" +
 	"\tkey_usage\x18\x02 \x01(\x0e2\x18.keyhold.v1.KeyUsageTypeB\b\xbaH\x05\x82\x01\x02\x10\x01R\bkeyUsage\x128\n" +
 	"\bkey_spec\x18\x03 \x01(\x0e2\x13.keyhold.v1.KeySpecB\b\xbaH\x05\x82\x01\x02\x10\x01R\akeySpec\x12-\n" +
-	"\x04tags\x18\x04 \x03(\v2\x0f.keyhold.v1.TagB\b\xbaH\x05\x92\x01\x02\x102R\x04tags\"O\n" +
+	"\x04tags\x18\x04 \x03(\v2\x0f.keyhold.v1.TagB\b\xbaH\x05\x92\x01\x02\x102R\x04tags\x12K\n" +
+	"\vkey_custody\x18d \x01(\x0e2\x1a.keyhold.v1.KeyCustodyTypeB\x0e\xbaH\v\x82\x01\b\x10\x01\x18\x00\x18\x01\x18\x02R\n" +
+	"keyCustody\"O\n" +
 	"\x11CreateKeyResponse\x12:\n" +
 	"\fkey_metadata\x18\x01 \x01(\v2\x17.keyhold.v1.KeyMetadataR\vkeyMetadata\"7\n" +
 	"\x12DescribeKeyRequest\x12!\n" +
@@ -1409,51 +1422,53 @@ var file_keyhold_v1_key_management_service_proto_goTypes = []any{
 	(KeyUsageType)(0),                    // 24: keyhold.v1.KeyUsageType
 	(KeySpec)(0),                         // 25: keyhold.v1.KeySpec
 	(*Tag)(nil),                          // 26: keyhold.v1.Tag
-	(*KeyMetadata)(nil),                  // 27: keyhold.v1.KeyMetadata
-	(*KeyListEntry)(nil),                 // 28: keyhold.v1.KeyListEntry
-	(*timestamppb.Timestamp)(nil),        // 29: google.protobuf.Timestamp
-	(KeyState)(0),                        // 30: keyhold.v1.KeyState
-	(*AliasListEntry)(nil),               // 31: keyhold.v1.AliasListEntry
+	(KeyCustodyType)(0),                  // 27: keyhold.v1.KeyCustodyType
+	(*KeyMetadata)(nil),                  // 28: keyhold.v1.KeyMetadata
+	(*KeyListEntry)(nil),                 // 29: keyhold.v1.KeyListEntry
+	(*timestamppb.Timestamp)(nil),        // 30: google.protobuf.Timestamp
+	(KeyState)(0),                        // 31: keyhold.v1.KeyState
+	(*AliasListEntry)(nil),               // 32: keyhold.v1.AliasListEntry
 }
 var file_keyhold_v1_key_management_service_proto_depIdxs = []int32{
 	24, // 0: keyhold.v1.CreateKeyRequest.key_usage:type_name -> keyhold.v1.KeyUsageType
 	25, // 1: keyhold.v1.CreateKeyRequest.key_spec:type_name -> keyhold.v1.KeySpec
 	26, // 2: keyhold.v1.CreateKeyRequest.tags:type_name -> keyhold.v1.Tag
-	27, // 3: keyhold.v1.CreateKeyResponse.key_metadata:type_name -> keyhold.v1.KeyMetadata
-	27, // 4: keyhold.v1.DescribeKeyResponse.key_metadata:type_name -> keyhold.v1.KeyMetadata
-	28, // 5: keyhold.v1.ListKeysResponse.keys:type_name -> keyhold.v1.KeyListEntry
-	29, // 6: keyhold.v1.ScheduleKeyDeletionResponse.deletion_date:type_name -> google.protobuf.Timestamp
-	30, // 7: keyhold.v1.ScheduleKeyDeletionResponse.key_state:type_name -> keyhold.v1.KeyState
-	31, // 8: keyhold.v1.ListAliasesResponse.aliases:type_name -> keyhold.v1.AliasListEntry
-	0,  // 9: keyhold.v1.KeyManagementService.CreateKey:input_type -> keyhold.v1.CreateKeyRequest
-	2,  // 10: keyhold.v1.KeyManagementService.DescribeKey:input_type -> keyhold.v1.DescribeKeyRequest
-	4,  // 11: keyhold.v1.KeyManagementService.ListKeys:input_type -> keyhold.v1.ListKeysRequest
-	6,  // 12: keyhold.v1.KeyManagementService.EnableKey:input_type -> keyhold.v1.EnableKeyRequest
-	8,  // 13: keyhold.v1.KeyManagementService.DisableKey:input_type -> keyhold.v1.DisableKeyRequest
-	10, // 14: keyhold.v1.KeyManagementService.ScheduleKeyDeletion:input_type -> keyhold.v1.ScheduleKeyDeletionRequest
-	12, // 15: keyhold.v1.KeyManagementService.CancelKeyDeletion:input_type -> keyhold.v1.CancelKeyDeletionRequest
-	14, // 16: keyhold.v1.KeyManagementService.CreateAlias:input_type -> keyhold.v1.CreateAliasRequest
-	16, // 17: keyhold.v1.KeyManagementService.UpdateAlias:input_type -> keyhold.v1.UpdateAliasRequest
-	18, // 18: keyhold.v1.KeyManagementService.DeleteAlias:input_type -> keyhold.v1.DeleteAliasRequest
-	20, // 19: keyhold.v1.KeyManagementService.ListAliases:input_type -> keyhold.v1.ListAliasesRequest
-	22, // 20: keyhold.v1.KeyManagementService.UpdateKeyDescription:input_type -> keyhold.v1.UpdateKeyDescriptionRequest
-	1,  // 21: keyhold.v1.KeyManagementService.CreateKey:output_type -> keyhold.v1.CreateKeyResponse
-	3,  // 22: keyhold.v1.KeyManagementService.DescribeKey:output_type -> keyhold.v1.DescribeKeyResponse
-	5,  // 23: keyhold.v1.KeyManagementService.ListKeys:output_type -> keyhold.v1.ListKeysResponse
-	7,  // 24: keyhold.v1.KeyManagementService.EnableKey:output_type -> keyhold.v1.EnableKeyResponse
-	9,  // 25: keyhold.v1.KeyManagementService.DisableKey:output_type -> keyhold.v1.DisableKeyResponse
-	11, // 26: keyhold.v1.KeyManagementService.ScheduleKeyDeletion:output_type -> keyhold.v1.ScheduleKeyDeletionResponse
-	13, // 27: keyhold.v1.KeyManagementService.CancelKeyDeletion:output_type -> keyhold.v1.CancelKeyDeletionResponse
-	15, // 28: keyhold.v1.KeyManagementService.CreateAlias:output_type -> keyhold.v1.CreateAliasResponse
-	17, // 29: keyhold.v1.KeyManagementService.UpdateAlias:output_type -> keyhold.v1.UpdateAliasResponse
-	19, // 30: keyhold.v1.KeyManagementService.DeleteAlias:output_type -> keyhold.v1.DeleteAliasResponse
-	21, // 31: keyhold.v1.KeyManagementService.ListAliases:output_type -> keyhold.v1.ListAliasesResponse
-	23, // 32: keyhold.v1.KeyManagementService.UpdateKeyDescription:output_type -> keyhold.v1.UpdateKeyDescriptionResponse
-	21, // [21:33] is the sub-list for method output_type
-	9,  // [9:21] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	27, // 3: keyhold.v1.CreateKeyRequest.key_custody:type_name -> keyhold.v1.KeyCustodyType
+	28, // 4: keyhold.v1.CreateKeyResponse.key_metadata:type_name -> keyhold.v1.KeyMetadata
+	28, // 5: keyhold.v1.DescribeKeyResponse.key_metadata:type_name -> keyhold.v1.KeyMetadata
+	29, // 6: keyhold.v1.ListKeysResponse.keys:type_name -> keyhold.v1.KeyListEntry
+	30, // 7: keyhold.v1.ScheduleKeyDeletionResponse.deletion_date:type_name -> google.protobuf.Timestamp
+	31, // 8: keyhold.v1.ScheduleKeyDeletionResponse.key_state:type_name -> keyhold.v1.KeyState
+	32, // 9: keyhold.v1.ListAliasesResponse.aliases:type_name -> keyhold.v1.AliasListEntry
+	0,  // 10: keyhold.v1.KeyManagementService.CreateKey:input_type -> keyhold.v1.CreateKeyRequest
+	2,  // 11: keyhold.v1.KeyManagementService.DescribeKey:input_type -> keyhold.v1.DescribeKeyRequest
+	4,  // 12: keyhold.v1.KeyManagementService.ListKeys:input_type -> keyhold.v1.ListKeysRequest
+	6,  // 13: keyhold.v1.KeyManagementService.EnableKey:input_type -> keyhold.v1.EnableKeyRequest
+	8,  // 14: keyhold.v1.KeyManagementService.DisableKey:input_type -> keyhold.v1.DisableKeyRequest
+	10, // 15: keyhold.v1.KeyManagementService.ScheduleKeyDeletion:input_type -> keyhold.v1.ScheduleKeyDeletionRequest
+	12, // 16: keyhold.v1.KeyManagementService.CancelKeyDeletion:input_type -> keyhold.v1.CancelKeyDeletionRequest
+	14, // 17: keyhold.v1.KeyManagementService.CreateAlias:input_type -> keyhold.v1.CreateAliasRequest
+	16, // 18: keyhold.v1.KeyManagementService.UpdateAlias:input_type -> keyhold.v1.UpdateAliasRequest
+	18, // 19: keyhold.v1.KeyManagementService.DeleteAlias:input_type -> keyhold.v1.DeleteAliasRequest
+	20, // 20: keyhold.v1.KeyManagementService.ListAliases:input_type -> keyhold.v1.ListAliasesRequest
+	22, // 21: keyhold.v1.KeyManagementService.UpdateKeyDescription:input_type -> keyhold.v1.UpdateKeyDescriptionRequest
+	1,  // 22: keyhold.v1.KeyManagementService.CreateKey:output_type -> keyhold.v1.CreateKeyResponse
+	3,  // 23: keyhold.v1.KeyManagementService.DescribeKey:output_type -> keyhold.v1.DescribeKeyResponse
+	5,  // 24: keyhold.v1.KeyManagementService.ListKeys:output_type -> keyhold.v1.ListKeysResponse
+	7,  // 25: keyhold.v1.KeyManagementService.EnableKey:output_type -> keyhold.v1.EnableKeyResponse
+	9,  // 26: keyhold.v1.KeyManagementService.DisableKey:output_type -> keyhold.v1.DisableKeyResponse
+	11, // 27: keyhold.v1.KeyManagementService.ScheduleKeyDeletion:output_type -> keyhold.v1.ScheduleKeyDeletionResponse
+	13, // 28: keyhold.v1.KeyManagementService.CancelKeyDeletion:output_type -> keyhold.v1.CancelKeyDeletionResponse
+	15, // 29: keyhold.v1.KeyManagementService.CreateAlias:output_type -> keyhold.v1.CreateAliasResponse
+	17, // 30: keyhold.v1.KeyManagementService.UpdateAlias:output_type -> keyhold.v1.UpdateAliasResponse
+	19, // 31: keyhold.v1.KeyManagementService.DeleteAlias:output_type -> keyhold.v1.DeleteAliasResponse
+	21, // 32: keyhold.v1.KeyManagementService.ListAliases:output_type -> keyhold.v1.ListAliasesResponse
+	23, // 33: keyhold.v1.KeyManagementService.UpdateKeyDescription:output_type -> keyhold.v1.UpdateKeyDescriptionResponse
+	22, // [22:34] is the sub-list for method output_type
+	10, // [10:22] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_keyhold_v1_key_management_service_proto_init() }

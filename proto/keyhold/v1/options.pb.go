@@ -92,7 +92,10 @@ type Operation struct {
 	// The exceptions that the operation declares, by AWS's names. Those that
 	// every operation may answer with (ValidationException,
 	// AccessDeniedException, ThrottlingException) are left out.
-	Errors        []string `protobuf:"bytes,5,rep,name=errors,proto3" json:"errors,omitempty"`
+	Errors []string `protobuf:"bytes,5,rep,name=errors,proto3" json:"errors,omitempty"`
+	// It carries other operations, whose permissions, errors and records are
+	// their own. It needs none for itself.
+	Batch         bool `protobuf:"varint,6,opt,name=batch,proto3" json:"batch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -160,6 +163,13 @@ func (x *Operation) GetErrors() []string {
 		return x.Errors
 	}
 	return nil
+}
+
+func (x *Operation) GetBatch() bool {
+	if x != nil {
+		return x.Batch
+	}
+	return false
 }
 
 // Permission is one IAM action on one resource of the request.
@@ -275,14 +285,15 @@ var File_keyhold_v1_options_proto protoreflect.FileDescriptor
 const file_keyhold_v1_options_proto_rawDesc = "" +
 	"\n" +
 	"\x18keyhold/v1/options.proto\x12\n" +
-	"keyhold.v1\x1a google/protobuf/descriptor.proto\"\xc2\x01\n" +
+	"keyhold.v1\x1a google/protobuf/descriptor.proto\"\xd8\x01\n" +
 	"\tOperation\x128\n" +
 	"\vpermissions\x18\x01 \x03(\v2\x16.keyhold.v1.PermissionR\vpermissions\x12'\n" +
 	"\x05plane\x18\x02 \x01(\x0e2\x11.keyhold.v1.PlaneR\x05plane\x12\x1b\n" +
 	"\tread_only\x18\x03 \x01(\bR\breadOnly\x12\x1d\n" +
 	"\n" +
 	"empty_body\x18\x04 \x01(\bR\temptyBody\x12\x16\n" +
-	"\x06errors\x18\x05 \x03(\tR\x06errors\"K\n" +
+	"\x06errors\x18\x05 \x03(\tR\x06errors\x12\x14\n" +
+	"\x05batch\x18\x06 \x01(\bR\x05batch\"K\n" +
 	"\n" +
 	"Permission\x12\x16\n" +
 	"\x06action\x18\x01 \x01(\tR\x06action\x12%\n" +

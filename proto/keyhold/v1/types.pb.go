@@ -135,16 +135,20 @@ const (
 	KeyUsageType_KEY_USAGE_TYPE_GENERATE_VERIFY_MAC KeyUsageType = 3
 	// Key agreement: shared secrets derived by ECDH inside the token.
 	KeyUsageType_KEY_USAGE_TYPE_KEY_AGREEMENT KeyUsageType = 4
+	// WrapKey and UnwrapKey, and ExportKey of other keys, by AES key wrap.
+	// Extension of Keyhold.
+	KeyUsageType_KEY_USAGE_TYPE_WRAP_UNWRAP KeyUsageType = 100
 )
 
 // Enum value maps for KeyUsageType.
 var (
 	KeyUsageType_name = map[int32]string{
-		0: "KEY_USAGE_TYPE_UNSPECIFIED",
-		1: "KEY_USAGE_TYPE_ENCRYPT_DECRYPT",
-		2: "KEY_USAGE_TYPE_SIGN_VERIFY",
-		3: "KEY_USAGE_TYPE_GENERATE_VERIFY_MAC",
-		4: "KEY_USAGE_TYPE_KEY_AGREEMENT",
+		0:   "KEY_USAGE_TYPE_UNSPECIFIED",
+		1:   "KEY_USAGE_TYPE_ENCRYPT_DECRYPT",
+		2:   "KEY_USAGE_TYPE_SIGN_VERIFY",
+		3:   "KEY_USAGE_TYPE_GENERATE_VERIFY_MAC",
+		4:   "KEY_USAGE_TYPE_KEY_AGREEMENT",
+		100: "KEY_USAGE_TYPE_WRAP_UNWRAP",
 	}
 	KeyUsageType_value = map[string]int32{
 		"KEY_USAGE_TYPE_UNSPECIFIED":         0,
@@ -152,6 +156,7 @@ var (
 		"KEY_USAGE_TYPE_SIGN_VERIFY":         2,
 		"KEY_USAGE_TYPE_GENERATE_VERIFY_MAC": 3,
 		"KEY_USAGE_TYPE_KEY_AGREEMENT":       4,
+		"KEY_USAGE_TYPE_WRAP_UNWRAP":         100,
 	}
 )
 
@@ -359,6 +364,10 @@ const (
 	// Generated in the token, which attests that the material was always
 	// sensitive, never extractable and made locally.
 	KeyCustodyType_KEY_CUSTODY_TYPE_GENERATED KeyCustodyType = 1
+	// Generated in the token and always sensitive, but made to be extractable:
+	// ExportKey lets it leave, wrapped under another key. Whether it has left,
+	// only the audit log tells.
+	KeyCustodyType_KEY_CUSTODY_TYPE_EXPORTABLE KeyCustodyType = 2
 )
 
 // Enum value maps for KeyCustodyType.
@@ -366,10 +375,12 @@ var (
 	KeyCustodyType_name = map[int32]string{
 		0: "KEY_CUSTODY_TYPE_UNSPECIFIED",
 		1: "KEY_CUSTODY_TYPE_GENERATED",
+		2: "KEY_CUSTODY_TYPE_EXPORTABLE",
 	}
 	KeyCustodyType_value = map[string]int32{
 		"KEY_CUSTODY_TYPE_UNSPECIFIED": 0,
 		"KEY_CUSTODY_TYPE_GENERATED":   1,
+		"KEY_CUSTODY_TYPE_EXPORTABLE":  2,
 	}
 )
 
@@ -657,6 +668,62 @@ func (KeyAgreementAlgorithmSpec) EnumDescriptor() ([]byte, []int) {
 	return file_keyhold_v1_types_proto_rawDescGZIP(), []int{9}
 }
 
+// WrappingAlgorithmSpec is an algorithm of WrapKey, UnwrapKey and ExportKey.
+type WrappingAlgorithmSpec int32
+
+const (
+	// Not said; AES_KWP is taken.
+	WrappingAlgorithmSpec_WRAPPING_ALGORITHM_SPEC_UNSPECIFIED WrappingAlgorithmSpec = 0
+	// AES key wrap with padding (RFC 5649): 1 to 4,096 bytes, which become 8 to
+	// 15 more. A token may do it right for multiples of 8 only; other lengths
+	// are refused then.
+	WrappingAlgorithmSpec_WRAPPING_ALGORITHM_SPEC_AES_KWP WrappingAlgorithmSpec = 1
+	// AES key wrap (RFC 3394): 16 to 4,096 bytes, a multiple of 8, which become
+	// 8 more.
+	WrappingAlgorithmSpec_WRAPPING_ALGORITHM_SPEC_AES_KW WrappingAlgorithmSpec = 2
+)
+
+// Enum value maps for WrappingAlgorithmSpec.
+var (
+	WrappingAlgorithmSpec_name = map[int32]string{
+		0: "WRAPPING_ALGORITHM_SPEC_UNSPECIFIED",
+		1: "WRAPPING_ALGORITHM_SPEC_AES_KWP",
+		2: "WRAPPING_ALGORITHM_SPEC_AES_KW",
+	}
+	WrappingAlgorithmSpec_value = map[string]int32{
+		"WRAPPING_ALGORITHM_SPEC_UNSPECIFIED": 0,
+		"WRAPPING_ALGORITHM_SPEC_AES_KWP":     1,
+		"WRAPPING_ALGORITHM_SPEC_AES_KW":      2,
+	}
+)
+
+func (x WrappingAlgorithmSpec) Enum() *WrappingAlgorithmSpec {
+	p := new(WrappingAlgorithmSpec)
+	*p = x
+	return p
+}
+
+func (x WrappingAlgorithmSpec) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (WrappingAlgorithmSpec) Descriptor() protoreflect.EnumDescriptor {
+	return file_keyhold_v1_types_proto_enumTypes[10].Descriptor()
+}
+
+func (WrappingAlgorithmSpec) Type() protoreflect.EnumType {
+	return &file_keyhold_v1_types_proto_enumTypes[10]
+}
+
+func (x WrappingAlgorithmSpec) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use WrappingAlgorithmSpec.Descriptor instead.
+func (WrappingAlgorithmSpec) EnumDescriptor() ([]byte, []int) {
+	return file_keyhold_v1_types_proto_rawDescGZIP(), []int{10}
+}
+
 // MessageType tells Sign and Verify what the message is.
 type MessageType int32
 
@@ -695,11 +762,11 @@ func (x MessageType) String() string {
 }
 
 func (MessageType) Descriptor() protoreflect.EnumDescriptor {
-	return file_keyhold_v1_types_proto_enumTypes[10].Descriptor()
+	return file_keyhold_v1_types_proto_enumTypes[11].Descriptor()
 }
 
 func (MessageType) Type() protoreflect.EnumType {
-	return &file_keyhold_v1_types_proto_enumTypes[10]
+	return &file_keyhold_v1_types_proto_enumTypes[11]
 }
 
 func (x MessageType) Number() protoreflect.EnumNumber {
@@ -708,7 +775,7 @@ func (x MessageType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use MessageType.Descriptor instead.
 func (MessageType) EnumDescriptor() ([]byte, []int) {
-	return file_keyhold_v1_types_proto_rawDescGZIP(), []int{10}
+	return file_keyhold_v1_types_proto_rawDescGZIP(), []int{11}
 }
 
 // DataKeySpec is the length of a symmetric data key.
@@ -748,11 +815,11 @@ func (x DataKeySpec) String() string {
 }
 
 func (DataKeySpec) Descriptor() protoreflect.EnumDescriptor {
-	return file_keyhold_v1_types_proto_enumTypes[11].Descriptor()
+	return file_keyhold_v1_types_proto_enumTypes[12].Descriptor()
 }
 
 func (DataKeySpec) Type() protoreflect.EnumType {
-	return &file_keyhold_v1_types_proto_enumTypes[11]
+	return &file_keyhold_v1_types_proto_enumTypes[12]
 }
 
 func (x DataKeySpec) Number() protoreflect.EnumNumber {
@@ -761,7 +828,7 @@ func (x DataKeySpec) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DataKeySpec.Descriptor instead.
 func (DataKeySpec) EnumDescriptor() ([]byte, []int) {
-	return file_keyhold_v1_types_proto_rawDescGZIP(), []int{11}
+	return file_keyhold_v1_types_proto_rawDescGZIP(), []int{12}
 }
 
 // Tag is a key-value label on a KMS key.
@@ -861,9 +928,12 @@ type KeyMetadata struct {
 	// for symmetric encryption keys.
 	CurrentKeyMaterialId string `protobuf:"bytes,18,opt,name=current_key_material_id,json=currentKeyMaterialId,proto3" json:"current_key_material_id,omitempty"`
 	// What the token proved about the current material. Extension of Keyhold.
-	KeyCustody    KeyCustodyType `protobuf:"varint,100,opt,name=key_custody,json=keyCustody,proto3,enum=keyhold.v1.KeyCustodyType" json:"key_custody,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	KeyCustody KeyCustodyType `protobuf:"varint,100,opt,name=key_custody,json=keyCustody,proto3,enum=keyhold.v1.KeyCustodyType" json:"key_custody,omitempty"`
+	// What WrapKey and UnwrapKey accept with it. Empty for other usages.
+	// Extension of Keyhold.
+	WrappingAlgorithms []WrappingAlgorithmSpec `protobuf:"varint,101,rep,packed,name=wrapping_algorithms,json=wrappingAlgorithms,proto3,enum=keyhold.v1.WrappingAlgorithmSpec" json:"wrapping_algorithms,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *KeyMetadata) Reset() {
@@ -1029,6 +1099,13 @@ func (x *KeyMetadata) GetKeyCustody() KeyCustodyType {
 	return KeyCustodyType_KEY_CUSTODY_TYPE_UNSPECIFIED
 }
 
+func (x *KeyMetadata) GetWrappingAlgorithms() []WrappingAlgorithmSpec {
+	if x != nil {
+		return x.WrappingAlgorithms
+	}
+	return nil
+}
+
 // KeyListEntry names one KMS key.
 type KeyListEntry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1177,7 +1254,7 @@ const file_keyhold_v1_types_proto_rawDesc = "" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x06tagKey\x12-\n" +
 	"\ttag_value\x18\x02 \x01(\tB\v\xbaH\b\xc8\x01\x01r\x03\x18\x80\x02H\x00R\btagValue\x88\x01\x01B\f\n" +
 	"\n" +
-	"_tag_value\"\xc5\b\n" +
+	"_tag_value\"\x99\t\n" +
 	"\vKeyMetadata\x12$\n" +
 	"\x0eaws_account_id\x18\x01 \x01(\tR\fAWSAccountId\x12\x15\n" +
 	"\x06key_id\x18\x02 \x01(\tR\x05keyId\x12\x10\n" +
@@ -1200,7 +1277,8 @@ const file_keyhold_v1_types_proto_rawDesc = "" +
 	"\fmulti_region\x18\x11 \x01(\bH\x02R\vmultiRegion\x88\x01\x01\x125\n" +
 	"\x17current_key_material_id\x18\x12 \x01(\tR\x14currentKeyMaterialId\x12;\n" +
 	"\vkey_custody\x18d \x01(\x0e2\x1a.keyhold.v1.KeyCustodyTypeR\n" +
-	"keyCustodyB\n" +
+	"keyCustody\x12R\n" +
+	"\x13wrapping_algorithms\x18e \x03(\x0e2!.keyhold.v1.WrappingAlgorithmSpecR\x12wrappingAlgorithmsB\n" +
 	"\n" +
 	"\b_enabledB\x0e\n" +
 	"\f_descriptionB\x0f\n" +
@@ -1230,13 +1308,14 @@ const file_keyhold_v1_types_proto_rawDesc = "" +
 	"\x12\x15\n" +
 	"\x11KEY_SPEC_HMAC_256\x10\v\x12\x15\n" +
 	"\x11KEY_SPEC_HMAC_384\x10\f\x12\x15\n" +
-	"\x11KEY_SPEC_HMAC_512\x10\r*\xbc\x01\n" +
+	"\x11KEY_SPEC_HMAC_512\x10\r*\xdc\x01\n" +
 	"\fKeyUsageType\x12\x1e\n" +
 	"\x1aKEY_USAGE_TYPE_UNSPECIFIED\x10\x00\x12\"\n" +
 	"\x1eKEY_USAGE_TYPE_ENCRYPT_DECRYPT\x10\x01\x12\x1e\n" +
 	"\x1aKEY_USAGE_TYPE_SIGN_VERIFY\x10\x02\x12&\n" +
 	"\"KEY_USAGE_TYPE_GENERATE_VERIFY_MAC\x10\x03\x12 \n" +
-	"\x1cKEY_USAGE_TYPE_KEY_AGREEMENT\x10\x04*\xad\x01\n" +
+	"\x1cKEY_USAGE_TYPE_KEY_AGREEMENT\x10\x04\x12\x1e\n" +
+	"\x1aKEY_USAGE_TYPE_WRAP_UNWRAP\x10d*\xad\x01\n" +
 	"\bKeyState\x12\x19\n" +
 	"\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12KEY_STATE_CREATING\x10\x01\x12\x15\n" +
@@ -1251,10 +1330,11 @@ const file_keyhold_v1_types_proto_rawDesc = "" +
 	"\x0eKeyManagerType\x12 \n" +
 	"\x1cKEY_MANAGER_TYPE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14KEY_MANAGER_TYPE_AWS\x10\x01\x12\x1d\n" +
-	"\x19KEY_MANAGER_TYPE_CUSTOMER\x10\x02*R\n" +
+	"\x19KEY_MANAGER_TYPE_CUSTOMER\x10\x02*s\n" +
 	"\x0eKeyCustodyType\x12 \n" +
 	"\x1cKEY_CUSTODY_TYPE_UNSPECIFIED\x10\x00\x12\x1e\n" +
-	"\x1aKEY_CUSTODY_TYPE_GENERATED\x10\x01*\xd7\x01\n" +
+	"\x1aKEY_CUSTODY_TYPE_GENERATED\x10\x01\x12\x1f\n" +
+	"\x1bKEY_CUSTODY_TYPE_EXPORTABLE\x10\x02*\xd7\x01\n" +
 	"\x17EncryptionAlgorithmSpec\x12)\n" +
 	"%ENCRYPTION_ALGORITHM_SPEC_UNSPECIFIED\x10\x00\x12/\n" +
 	"+ENCRYPTION_ALGORITHM_SPEC_SYMMETRIC_DEFAULT\x10\x01\x12.\n" +
@@ -1282,7 +1362,11 @@ const file_keyhold_v1_types_proto_rawDesc = "" +
 	"\x1fMAC_ALGORITHM_SPEC_HMAC_SHA_512\x10\x04*p\n" +
 	"\x19KeyAgreementAlgorithmSpec\x12,\n" +
 	"(KEY_AGREEMENT_ALGORITHM_SPEC_UNSPECIFIED\x10\x00\x12%\n" +
-	"!KEY_AGREEMENT_ALGORITHM_SPEC_ECDH\x10\x01*Z\n" +
+	"!KEY_AGREEMENT_ALGORITHM_SPEC_ECDH\x10\x01*\x89\x01\n" +
+	"\x15WrappingAlgorithmSpec\x12'\n" +
+	"#WRAPPING_ALGORITHM_SPEC_UNSPECIFIED\x10\x00\x12#\n" +
+	"\x1fWRAPPING_ALGORITHM_SPEC_AES_KWP\x10\x01\x12\"\n" +
+	"\x1eWRAPPING_ALGORITHM_SPEC_AES_KW\x10\x02*Z\n" +
 	"\vMessageType\x12\x1c\n" +
 	"\x18MESSAGE_TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10MESSAGE_TYPE_RAW\x10\x01\x12\x17\n" +
@@ -1304,7 +1388,7 @@ func file_keyhold_v1_types_proto_rawDescGZIP() []byte {
 	return file_keyhold_v1_types_proto_rawDescData
 }
 
-var file_keyhold_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
+var file_keyhold_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
 var file_keyhold_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_keyhold_v1_types_proto_goTypes = []any{
 	(KeySpec)(0),                   // 0: keyhold.v1.KeySpec
@@ -1317,19 +1401,20 @@ var file_keyhold_v1_types_proto_goTypes = []any{
 	(SigningAlgorithmSpec)(0),      // 7: keyhold.v1.SigningAlgorithmSpec
 	(MacAlgorithmSpec)(0),          // 8: keyhold.v1.MacAlgorithmSpec
 	(KeyAgreementAlgorithmSpec)(0), // 9: keyhold.v1.KeyAgreementAlgorithmSpec
-	(MessageType)(0),               // 10: keyhold.v1.MessageType
-	(DataKeySpec)(0),               // 11: keyhold.v1.DataKeySpec
-	(*Tag)(nil),                    // 12: keyhold.v1.Tag
-	(*KeyMetadata)(nil),            // 13: keyhold.v1.KeyMetadata
-	(*KeyListEntry)(nil),           // 14: keyhold.v1.KeyListEntry
-	(*AliasListEntry)(nil),         // 15: keyhold.v1.AliasListEntry
-	(*timestamppb.Timestamp)(nil),  // 16: google.protobuf.Timestamp
+	(WrappingAlgorithmSpec)(0),     // 10: keyhold.v1.WrappingAlgorithmSpec
+	(MessageType)(0),               // 11: keyhold.v1.MessageType
+	(DataKeySpec)(0),               // 12: keyhold.v1.DataKeySpec
+	(*Tag)(nil),                    // 13: keyhold.v1.Tag
+	(*KeyMetadata)(nil),            // 14: keyhold.v1.KeyMetadata
+	(*KeyListEntry)(nil),           // 15: keyhold.v1.KeyListEntry
+	(*AliasListEntry)(nil),         // 16: keyhold.v1.AliasListEntry
+	(*timestamppb.Timestamp)(nil),  // 17: google.protobuf.Timestamp
 }
 var file_keyhold_v1_types_proto_depIdxs = []int32{
-	16, // 0: keyhold.v1.KeyMetadata.creation_date:type_name -> google.protobuf.Timestamp
+	17, // 0: keyhold.v1.KeyMetadata.creation_date:type_name -> google.protobuf.Timestamp
 	1,  // 1: keyhold.v1.KeyMetadata.key_usage:type_name -> keyhold.v1.KeyUsageType
 	2,  // 2: keyhold.v1.KeyMetadata.key_state:type_name -> keyhold.v1.KeyState
-	16, // 3: keyhold.v1.KeyMetadata.deletion_date:type_name -> google.protobuf.Timestamp
+	17, // 3: keyhold.v1.KeyMetadata.deletion_date:type_name -> google.protobuf.Timestamp
 	3,  // 4: keyhold.v1.KeyMetadata.origin:type_name -> keyhold.v1.OriginType
 	4,  // 5: keyhold.v1.KeyMetadata.key_manager:type_name -> keyhold.v1.KeyManagerType
 	0,  // 6: keyhold.v1.KeyMetadata.key_spec:type_name -> keyhold.v1.KeySpec
@@ -1338,13 +1423,14 @@ var file_keyhold_v1_types_proto_depIdxs = []int32{
 	8,  // 9: keyhold.v1.KeyMetadata.mac_algorithms:type_name -> keyhold.v1.MacAlgorithmSpec
 	9,  // 10: keyhold.v1.KeyMetadata.key_agreement_algorithms:type_name -> keyhold.v1.KeyAgreementAlgorithmSpec
 	5,  // 11: keyhold.v1.KeyMetadata.key_custody:type_name -> keyhold.v1.KeyCustodyType
-	16, // 12: keyhold.v1.AliasListEntry.creation_date:type_name -> google.protobuf.Timestamp
-	16, // 13: keyhold.v1.AliasListEntry.last_updated_date:type_name -> google.protobuf.Timestamp
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	10, // 12: keyhold.v1.KeyMetadata.wrapping_algorithms:type_name -> keyhold.v1.WrappingAlgorithmSpec
+	17, // 13: keyhold.v1.AliasListEntry.creation_date:type_name -> google.protobuf.Timestamp
+	17, // 14: keyhold.v1.AliasListEntry.last_updated_date:type_name -> google.protobuf.Timestamp
+	15, // [15:15] is the sub-list for method output_type
+	15, // [15:15] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_keyhold_v1_types_proto_init() }
@@ -1360,7 +1446,7 @@ func file_keyhold_v1_types_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keyhold_v1_types_proto_rawDesc), len(file_keyhold_v1_types_proto_rawDesc)),
-			NumEnums:      12,
+			NumEnums:      13,
 			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,

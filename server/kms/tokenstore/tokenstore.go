@@ -34,9 +34,11 @@ var (
 	_ kms.Generator       = (*Store)(nil)
 	_ kms.Signer          = (*Store)(nil)
 	_ kms.Decrypter       = (*Store)(nil)
+	_ kms.Deriver         = (*Store)(nil)
 	_ kms.MACer           = (*Store)(nil)
 	_ kms.PublicKeySource = (*Store)(nil)
 	_ kms.RandomSource    = (*Store)(nil)
+	_ kms.Concurrent      = (*Store)(nil)
 )
 
 // New returns the store of a token, whose life stays its owner's affair.
@@ -95,7 +97,10 @@ func (s *Store) Health() error {
 
 // Generate is kms.Generator's. The token layer proves custody by reading it
 // back, and that the key works, before it says so.
-func (s *Store) Generate(ctx context.Context, l kms.Locator) (kms.Generated, error) {
+func (s *Store) Generate(ctx context.Context, l kms.Locator, exportable bool) (kms.Generated, error) {
+	if exportable {
+		return kms.Generated{}, fmt.Errorf("%w: keys that can be exported", kms.ErrUnsupported)
+	}
 	spec, purpose, err := translate(l.Spec, l.Usage)
 	if err != nil {
 		return kms.Generated{}, err
@@ -172,6 +177,15 @@ func (s *Store) DecryptOAEP(ctx context.Context, l kms.Locator, hash crypto.Hash
 	return timed(ctx, func(ctx context.Context) ([]byte, error) { return k.DecryptOAEP(ctx, hash, ciphertext) })
 }
 
+// Derive is kms.Deriver's.
+func (s *Store) Derive(ctx context.Context, l kms.Locator, peerSPKI []byte) ([]byte, error) {
+	k, err := s.key(l)
+	if err != nil {
+		return nil, err
+	}
+	return timed(ctx, func(ctx context.Context) ([]byte, error) { return k.ECDH(ctx, peerSPKI) })
+}
+
 // MAC is kms.MACer's.
 func (s *Store) MAC(ctx context.Context, l kms.Locator, message []byte) ([]byte, error) {
 	k, err := s.key(l)
@@ -194,6 +208,9 @@ func (s *Store) PublicKey(ctx context.Context, l kms.Locator) ([]byte, error) {
 func (s *Store) Random(ctx context.Context, n int) ([]byte, error) {
 	return timed(ctx, func(ctx context.Context) ([]byte, error) { return s.token.Random(ctx, n) })
 }
+
+// Concurrency is kms.Concurrent's: the sessions that do cryptography.
+func (s *Store) Concurrency() int { return s.token.MaxSessions() }
 
 func (s *Store) key(l kms.Locator) (*hsm.Key, error) {
 	spec, purpose, err := translate(l.Spec, l.Usage)

@@ -1,0 +1,261 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"sync/atomic"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
+	"github.com/keyhold/keyhold/server/audit"
+)
+
+// batchable is one operation that a batch can carry.
+type batchable struct {
+	op *operation
+	// result is the field of BatchResult that its answers have.
+	result protoreflect.FieldDescriptor
+}
+
+// batchItem is one item of a batch: a call of its own, and what came of it.
+type batchItem struct {
+	call
+	resp    proto.Message
+	failure *Error
+	// result is where the answer goes; nil for an item without a request.
+	result protoreflect.FieldDescriptor
+}
+
+// joinBatches finds, for operations that carry others, which ones: the request
+// and the answer of each have fields of the same number.
+func joinBatches(ops map[string]*operation) error {
+	byInput := make(map[protoreflect.FullName]*operation)
+	for _, op := range ops {
+		byInput[op.input.FullName()] = op
+	}
+	requests := (*keyholdv1.BatchItem)(nil).ProtoReflect().Descriptor().Oneofs().ByName("request").Fields()
+	results := (*keyholdv1.BatchResult)(nil).ProtoReflect().Descriptor().Fields()
+	items := make(map[protoreflect.FieldNumber]*batchable)
+	for i := range requests.Len() {
+		fd := requests.Get(i)
+		op, result := byInput[fd.Message().FullName()], results.ByNumber(fd.Number())
+		// What a batch carries has no intents on the record, and no batches.
+		if op == nil || op.mutates() || op.spec.GetBatch() || result == nil || result.Name() != fd.Name() || string(result.Message().Name()) != op.name+"Response" {
+			return fmt.Errorf("kms: %s cannot be an item of a batch", fd.FullName())
+		}
+		items[fd.Number()] = &batchable{op, result}
+	}
+	for _, op := range ops {
+		if op.spec.GetBatch() {
+			op.items = items
+		}
+	}
+	return nil
+}
+
+// defaultConcurrency is taken of key stores that do not say how much they do at
+// once.
+const defaultConcurrency = 16
+
+// batchSlots makes room for the items of batches: half of what each region's key
+// store does at once. The other half is for those who come with one request.
+func batchSlots(regions map[Region]KeyStore) map[Region]chan struct{} {
+	slots := make(map[Region]chan struct{}, len(regions))
+	for region, ks := range regions {
+		n := defaultConcurrency
+		if c, ok := ks.(Concurrent); ok {
+			n = c.Concurrency()
+		}
+		slots[region] = make(chan struct{}, max(1, n/2))
+	}
+	return slots
+}
+
+// batch is step 11 of a batch: steps 2 to 11 of each item. Items do not wait for
+// each other, but for a place among those of all batches, first come, first
+// served: a batch cannot keep a later one waiting until it has ended, nor single
+// requests at all.
+func (s *Service) batch(ctx context.Context, c *call, r *keyholdv1.BatchRequest) (*keyholdv1.BatchResponse, error) {
+	c.items = make([]batchItem, len(r.GetItems()))
+	for i, item := range r.GetItems() {
+		c.newItem(i, item)
+	}
+	slots := s.batchSlots[c.region]
+	var next atomic.Int64
+	work := func() {
+		for {
+			i := int(next.Add(1)) - 1
+			if i >= len(c.items) {
+				return
+			}
+			s.carryOut(ctx, slots, &c.items[i])
+		}
+	}
+	var group sync.WaitGroup
+	for range min(len(c.items), cap(slots)) - 1 {
+		group.Go(work)
+	}
+	work()
+	group.Wait()
+	return nil, nil // finishBatch makes the answer, once it is recorded
+}
+
+// newItem makes the i-th item's call.
+func (c *call) newItem(i int, item *keyholdv1.BatchItem) {
+	it := &c.items[i]
+	it.call = call{op: c.op, caller: c.caller, region: c.region, start: c.start, facts: []audit.Member{{Key: "batchItem", Value: strconv.Itoa(i)}}}
+	m := item.ProtoReflect()
+	fd := m.WhichOneof(m.Descriptor().Oneofs().ByName("request"))
+	if fd == nil {
+		it.malformed = "must have one of the requests that this version of the service knows"
+		return
+	}
+	b := c.op.items[fd.Number()]
+	it.op, it.result, it.req = b.op, b.result, m.Get(fd).Message().Interface()
+	if len(m.GetUnknown()) > 0 {
+		it.malformed = "must have one request and nothing else"
+	}
+}
+
+// carryOut runs steps 2 to 11 of an item, when there is a place for it. Where ctx
+// ends first it runs them without one: they end before the key store is asked.
+func (s *Service) carryOut(ctx context.Context, slots chan struct{}, it *batchItem) {
+	select {
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
+	case <-ctx.Done():
+	}
+	var err error
+	if it.resp, err = s.perform(withTiming(ctx, &it.timing), &it.call); err != nil {
+		it.failure, it.resp = asError(it.op, err), nil
+	}
+}
+
+// finishBatch is steps 12 and 13 of a batch: it records each item and makes the
+// answer of those that are recorded.
+func (s *Service) finishBatch(ctx context.Context, c *call) *keyholdv1.BatchResponse {
+	defer func() {
+		for i := range c.items {
+			if c.items[i].entered {
+				s.throttle.leave()
+			}
+		}
+	}()
+	s.recordItems(context.WithoutCancel(ctx), c)
+	out := &keyholdv1.BatchResponse{Results: make([]*keyholdv1.BatchResult, len(c.items))}
+	internal, first := 0, error(nil)
+	for i := range c.items {
+		it := &c.items[i]
+		out.Results[i] = it.answer()
+		if it.failure != nil && it.failure.cause != nil && (it.failure.Code == CodeInternal || it.failure.Unavailable) {
+			internal++
+			if first == nil {
+				first = fmt.Errorf("%s: %w", it.op.name, it.failure.cause)
+			}
+		}
+		if s.observer != nil {
+			var code Code
+			if it.failure != nil {
+				code = it.failure.Code
+			}
+			s.observer.Operation(it.op.name, code, s.now().Sub(it.start), it.timing)
+		}
+	}
+	// The door sees no cause of an item's failure, so it is logged here.
+	if internal > 0 && !errors.Is(first, context.Canceled) && s.batchFaults.Allow() {
+		s.log.WarnContext(ctx, "items of a batch failed", "request_id", c.caller.RequestID, "items", internal, "first", first)
+	}
+	return out
+}
+
+// answer makes an item's result.
+func (it *batchItem) answer() *keyholdv1.BatchResult {
+	res := new(keyholdv1.BatchResult)
+	if it.failure == nil {
+		res.ProtoReflect().Set(it.result, protoreflect.ValueOfMessage(it.resp.ProtoReflect()))
+		return res
+	}
+	e := &keyholdv1.BatchError{Exception: string(it.failure.Code), Message: it.failure.Message, Temporary: it.failure.Unavailable}
+	for _, v := range it.failure.Violations {
+		e.Violations = append(e.Violations, &keyholdv1.BatchFieldViolation{Field: v.Field, Description: v.Description})
+	}
+	res.Result = &keyholdv1.BatchResult_Error{Error: e}
+	return res
+}
+
+// recordItems is step 12 for the items of a batch: one record each, one sync for
+// all. An item that cannot be recorded is not answered.
+func (s *Service) recordItems(ctx context.Context, c *call) {
+	buf := takeRecordBuffer()
+	defer buf.giveBack()
+	ends := make([]int, len(c.items))
+	for i := range c.items {
+		it := &c.items[i]
+		if err := s.encodeRecord(buf, &it.call, audit.PhaseNone, it.resp, it.failure); err != nil {
+			it.unrecorded(err)
+		}
+		ends[i] = len(buf.event)
+	}
+	var all, refusals [][]byte
+	start := 0
+	for i, end := range ends {
+		if end > start {
+			all = append(all, buf.event[start:end])
+			if c.items[i].failure != nil {
+				refusals = append(refusals, buf.event[start:end])
+			}
+		}
+		start = end
+	}
+	if len(all) == 0 {
+		return
+	}
+	class, durability := audit.Normal, s.durability
+	if len(refusals) > 0 {
+		durability = audit.Synced
+	}
+	if len(refusals) == len(all) {
+		class = audit.Protected
+	}
+	began := s.now()
+	err := s.appendAll(ctx, class, durability, all)
+	lost := func(*batchItem) bool { return err != nil }
+	// Where there is no room for answers there may be room for refusals: they have
+	// a reserve.
+	if err != nil && class == audit.Normal && len(refusals) > 0 && s.appendAll(ctx, audit.Protected, audit.Synced, refusals) == nil {
+		lost = func(it *batchItem) bool { return it.failure == nil }
+	}
+	took := s.now().Sub(began)
+	for i := range c.items {
+		it := &c.items[i]
+		it.timing.Audit += took
+		if lost(it) {
+			it.unrecorded(err)
+		}
+	}
+}
+
+// unrecorded takes an item's answer back.
+func (it *batchItem) unrecorded(err error) {
+	Wipe(it.resp)
+	it.resp = nil
+	it.failure = &Error{Code: CodeInternal, Message: internalMessage, Unavailable: true, cause: fmt.Errorf("audit: %w", err)}
+}
+
+// appendAll appends the payloads next to each other or, where the journal is
+// set up with segments too small for that, in halves.
+func (s *Service) appendAll(ctx context.Context, class audit.Class, durability audit.Durability, payloads [][]byte) error {
+	_, err := s.journal.Append(ctx, class, durability, payloads...)
+	if half := len(payloads) / 2; errors.Is(err, audit.ErrRecordSize) && half > 0 {
+		err = s.appendAll(ctx, class, durability, payloads[:half])
+		if err == nil {
+			err = s.appendAll(ctx, class, durability, payloads[half:])
+		}
+	}
+	return err
+}
