@@ -98,9 +98,9 @@ type Service struct {
 	batchSlots map[Region]chan struct{}
 	// batchFaults bounds what is logged of them.
 	batchFaults *rate.Limiter
-	orphans   orphanReport
-	clock     clockGuard
-	started   time.Time
+	orphans     orphanReport
+	clock       clockGuard
+	started     time.Time
 
 	// aliasWrites serialises changes of aliases, store and memory together.
 	aliasWrites sync.Mutex
