@@ -236,7 +236,7 @@ func TestBadRequests(t *testing.T) {
 	}{
 		{"as large as may be", must(proto.Marshal(&keyholdv1.EncryptRequest{Plaintext: make([]byte, 256<<10-4)})), codes.OK},
 		{"one byte larger", must(proto.Marshal(&keyholdv1.EncryptRequest{Plaintext: make([]byte, 256<<10-3)})), codes.InvalidArgument},
-		{"more than gRPC reads", must(proto.Marshal(&keyholdv1.EncryptRequest{Plaintext: make([]byte, 1<<20)})), codes.ResourceExhausted},
+		{"more than gRPC reads", must(proto.Marshal(&keyholdv1.EncryptRequest{Plaintext: make([]byte, 3<<20)})), codes.ResourceExhausted},
 		{"garbage", []byte{0xff, 0xff, 0xff}, codes.InvalidArgument},
 		{"invalid UTF-8", []byte{0x0a, 0x02, 0xff, 0xfe}, codes.InvalidArgument},
 	} {

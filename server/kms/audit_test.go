@@ -29,6 +29,9 @@ func everyOperation(w *world) []proto.Message {
 	blob := w.encrypt(aes, []byte("x"), ec)
 	signature := do[*keyholdv1.SignResponse](w, &keyholdv1.SignRequest{KeyId: sign, Message: []byte("m"), SigningAlgorithm: ecdsa256}).GetSignature()
 	tag := do[*keyholdv1.GenerateMacResponse](w, &keyholdv1.GenerateMacRequest{KeyId: mac, Message: []byte("m"), MacAlgorithm: macSHA256}).GetMac()
+	agree, wrap, exportable := w.newKey(p256, usageAgree), w.newKey(symmetric, usageWrap), w.newExportableKey(symmetric, usageEncrypt)
+	public := do[*keyholdv1.GetPublicKeyResponse](w, &keyholdv1.GetPublicKeyRequest{KeyId: agree}).GetPublicKey()
+	wrapped := do[*keyholdv1.WrapKeyResponse](w, &keyholdv1.WrapKeyRequest{KeyId: wrap, PlaintextKey: make([]byte, 32)}).GetWrappedKey()
 	return []proto.Message{
 		&keyholdv1.CreateKeyRequest{Description: "for audit", Tags: []*keyholdv1.Tag{{TagKey: "k", TagValue: ptr("v")}}},
 		&keyholdv1.DescribeKeyRequest{KeyId: aes}, &keyholdv1.ListKeysRequest{Limit: ptr(int32(1))},
@@ -45,6 +48,9 @@ func everyOperation(w *world) []proto.Message {
 		&keyholdv1.GetPublicKeyRequest{KeyId: sign},
 		&keyholdv1.GenerateMacRequest{KeyId: mac, Message: []byte("m"), MacAlgorithm: macSHA256},
 		&keyholdv1.VerifyMacRequest{KeyId: mac, Message: []byte("m"), Mac: tag, MacAlgorithm: macSHA256},
+		&keyholdv1.DeriveSharedSecretRequest{KeyId: agree, KeyAgreementAlgorithm: algECDH, PublicKey: public},
+		&keyholdv1.WrapKeyRequest{KeyId: wrap, PlaintextKey: make([]byte, 32)}, &keyholdv1.UnwrapKeyRequest{KeyId: wrap, WrappedKey: wrapped},
+		&keyholdv1.ExportKeyRequest{KeyId: exportable, WrappingKeyId: wrap},
 		&keyholdv1.DeleteAliasRequest{AliasName: "alias/audit"},
 		&keyholdv1.DisableKeyRequest{KeyId: aes}, &keyholdv1.EnableKeyRequest{KeyId: aes},
 		&keyholdv1.ScheduleKeyDeletionRequest{KeyId: aes}, &keyholdv1.CancelKeyDeletionRequest{KeyId: aes},
@@ -61,6 +67,7 @@ func TestEveryOperationIsRecorded(t *testing.T) {
 	for _, req := range everyOperation(w) {
 		op := operationOf(req)
 		covered[op] = true
+		covered["Batch"] = true // TestBatchRecords
 		t.Run(op, func(t *testing.T) {
 			w := w.with(t)
 			events := w.eventsOf(func() { do[proto.Message](w, req) })
@@ -255,6 +262,16 @@ func TestNoSecretsOnDisk(t *testing.T) {
 	secrets["signature"] = do[*keyholdv1.SignResponse](w, &keyholdv1.SignRequest{KeyId: sign, Message: []byte(canary), SigningAlgorithm: ecdsa256}).GetSignature()
 	do[proto.Message](w, &keyholdv1.VerifyRequest{KeyId: sign, Message: []byte(canary), Signature: secrets["signature"], SigningAlgorithm: ecdsa256})
 	secrets["RSA ciphertext"] = do[*keyholdv1.EncryptResponse](w, &keyholdv1.EncryptRequest{KeyId: rsaID, Plaintext: []byte(canary), EncryptionAlgorithm: oaepSHA256}).GetCiphertextBlob()
+	wrap, exportable, agree := w.newKey(symmetric, usageWrap), w.newExportableKey(hmac256, usageMac), w.newKey(p256, usageAgree)
+	secrets["caller's key"] = []byte("CANARY-of-a-caller's-key-32-byte")
+	secrets["wrapped key"] = do[*keyholdv1.WrapKeyResponse](w, &keyholdv1.WrapKeyRequest{KeyId: wrap, PlaintextKey: secrets["caller's key"]}).GetWrappedKey()
+	do[proto.Message](w, &keyholdv1.UnwrapKeyRequest{KeyId: wrap, WrappedKey: secrets["wrapped key"]})
+	secrets["exported key, wrapped"] = do[*keyholdv1.ExportKeyResponse](w, &keyholdv1.ExportKeyRequest{KeyId: exportable, WrappingKeyId: wrap}).GetWrappedKey()
+	secrets["exported key"] = do[*keyholdv1.UnwrapKeyResponse](w, &keyholdv1.UnwrapKeyRequest{KeyId: wrap, WrappedKey: secrets["exported key, wrapped"]}).GetPlaintextKey()
+	secrets["shared secret"] = do[*keyholdv1.DeriveSharedSecretResponse](w, &keyholdv1.DeriveSharedSecretRequest{
+		KeyId: agree, KeyAgreementAlgorithm: algECDH, PublicKey: do[*keyholdv1.GetPublicKeyResponse](w, &keyholdv1.GetPublicKeyRequest{KeyId: agree}).GetPublicKey(),
+	}).GetSharedSecret()
+	w.batch(encryptItem(aes, canary), encryptItem(unknownID, canary), &keyholdv1.DecryptRequest{CiphertextBlob: secrets["ciphertext"]})
 	do[proto.Message](w, &keyholdv1.DecryptRequest{KeyId: &rsaID, CiphertextBlob: secrets["RSA ciphertext"], EncryptionAlgorithm: oaepSHA256})
 	// And all of it once more in requests that fail at each step.
 	for _, key := range []string{unknownID, mac, arnOfForeign + "key/" + aes, strings.Repeat("x", 2049)} {
@@ -317,7 +334,7 @@ func TestRecordsHoldNoBytes(t *testing.T) {
 	t.Parallel()
 	signer := &fakeSigner{newFakeStore()}
 	w := buildWorld(t, signer)
-	keys := []string{w.newAESKey(), w.newKey(hmac256, usageMac), w.newKey(p256, usageSign)}
+	keys := []string{w.newAESKey(), w.newKey(hmac256, usageMac), w.newKey(p256, usageSign), w.newKey(p256, usageAgree), w.newKey(symmetric, usageWrap)}
 	const canary = "CANARY-of-bytes-in-a-request"
 	covered := 0
 	for op, md := range methods() {
@@ -331,7 +348,7 @@ func TestRecordsHoldNoBytes(t *testing.T) {
 				req := sampleRequest(t, op)
 				m := req.ProtoReflect()
 				m.Set(fd, protoreflect.ValueOfBytes([]byte(canary)))
-				for _, name := range []protoreflect.Name{"key_id", "destination_key_id"} {
+				for _, name := range []protoreflect.Name{"key_id", "destination_key_id", "wrapping_key_id"} {
 					if named := md.Input().Fields().ByName(name); named != nil {
 						m.Set(named, protoreflect.ValueOfString(key))
 					}
@@ -346,7 +363,7 @@ func TestRecordsHoldNoBytes(t *testing.T) {
 			}
 		}
 	}
-	if covered < 9 {
+	if covered < 12 {
 		t.Errorf("only %d fields hold bytes", covered)
 	}
 }

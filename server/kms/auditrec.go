@@ -56,8 +56,17 @@ func (b *recordBuffer) giveBack() {
 	}
 }
 
+// recovered turns a panic while something is recorded into an error: who cannot
+// be recorded is not answered, and the others go on. It is to be deferred.
+func recovered(operation string, err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("panic while recording %s: %v\n%s", operation, p, debug.Stack())
+	}
+}
+
 // record makes one record of a call.
-func (s *Service) record(ctx context.Context, c *call, phase audit.Phase, resp proto.Message, failure *Error) error {
+func (s *Service) record(ctx context.Context, c *call, phase audit.Phase, resp proto.Message, failure *Error) (err error) {
+	defer recovered(c.op.name, &err)
 	buf := takeRecordBuffer()
 	defer buf.giveBack()
 	if err := s.encodeRecord(buf, c, phase, resp, failure); err != nil {
@@ -73,21 +82,14 @@ func (s *Service) record(ctx context.Context, c *call, phase audit.Phase, resp p
 		durability = s.durability
 	}
 	start := s.now()
-	_, err := s.journal.Append(ctx, class, durability, buf.event)
+	_, err = s.journal.Append(ctx, class, durability, buf.event)
 	c.timing.Audit += s.now().Sub(start)
 	return err
 }
 
-// encodeRecord appends the record of a call to buf.event. A panic is an error:
-// who cannot be recorded is not answered, and the others go on.
+// encodeRecord appends the record of a call to buf.event; nothing, on an error.
 func (s *Service) encodeRecord(buf *recordBuffer, c *call, phase audit.Phase, resp proto.Message, failure *Error) (err error) {
-	length := len(buf.event)
-	defer func() {
-		if p := recover(); p != nil {
-			buf.event = buf.event[:length]
-			err = fmt.Errorf("panic while recording %s: %v\n%s", c.op.name, p, debug.Stack())
-		}
-	}()
+	defer recovered(c.op.name, &err)
 	e := s.event(c, phase, failure)
 	buf.params, buf.elements = buf.params[:0], buf.elements[:0]
 	if c.validated {

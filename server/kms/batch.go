@@ -249,8 +249,9 @@ func (it *batchItem) unrecorded(err error) {
 
 // appendAll appends the payloads next to each other or, where the journal is
 // set up with segments too small for that, in halves.
-func (s *Service) appendAll(ctx context.Context, class audit.Class, durability audit.Durability, payloads [][]byte) error {
-	_, err := s.journal.Append(ctx, class, durability, payloads...)
+func (s *Service) appendAll(ctx context.Context, class audit.Class, durability audit.Durability, payloads [][]byte) (err error) {
+	defer recovered("a batch", &err)
+	_, err = s.journal.Append(ctx, class, durability, payloads...)
 	if half := len(payloads) / 2; errors.Is(err, audit.ErrRecordSize) && half > 0 {
 		err = s.appendAll(ctx, class, durability, payloads[:half])
 		if err == nil {

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protopath"
+	"google.golang.org/protobuf/reflect/protorange"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
 
@@ -48,11 +50,11 @@ func TestOperationsAreComplete(t *testing.T) {
 		spec := operationSpec(name)
 		for _, p := range spec.GetPermissions() {
 			want := "kms:" + name
-			if name == "ReEncrypt" {
-				want = "kms:ReEncryptFrom"
-				if p.GetResourceField() == "destination_key_id" {
-					want = "kms:ReEncryptTo"
-				}
+			if two, ok := map[string]map[string]string{
+				"ReEncrypt": {"ciphertext_blob": "kms:ReEncryptFrom", "destination_key_id": "kms:ReEncryptTo"},
+				"ExportKey": {"key_id": "kms:ExportKey", "wrapping_key_id": "kms:WrapKey"},
+			}[name]; ok {
+				want = two[p.GetResourceField()]
 			}
 			if p.GetAction() != want {
 				t.Errorf("%s needs %s, want %s", name, p.GetAction(), want)
@@ -77,6 +79,9 @@ func TestOperationsAreComplete(t *testing.T) {
 		}
 		if !slices.Contains(spec.GetErrors(), string(kms.CodeInternal)) {
 			t.Errorf("%s does not declare %s", name, kms.CodeInternal)
+		}
+		if spec.GetBatch() != (len(spec.GetPermissions()) == 0) {
+			t.Errorf("%s needs no permission", name)
 		}
 		dry := md.Input().Fields().ByName("dry_run") != nil
 		if dry != slices.Contains(spec.GetErrors(), string(kms.CodeDryRun)) {
@@ -106,7 +111,8 @@ func TestSecretsAreMarked(t *testing.T) {
 	public := []string{
 		"EncryptResponse.ciphertext_blob", "DecryptRequest.ciphertext_blob", "ReEncryptRequest.ciphertext_blob", "ReEncryptResponse.ciphertext_blob",
 		"GenerateDataKeyResponse.ciphertext_blob", "GenerateDataKeyWithoutPlaintextResponse.ciphertext_blob", "SignResponse.signature", "VerifyRequest.signature",
-		"GetPublicKeyResponse.public_key",
+		"GetPublicKeyResponse.public_key", "DeriveSharedSecretRequest.public_key",
+		"WrapKeyResponse.wrapped_key", "UnwrapKeyRequest.wrapped_key", "ExportKeyResponse.wrapped_key",
 	}
 	marked := 0
 	for _, md := range methods() {
@@ -138,12 +144,18 @@ func TestWipe(t *testing.T) {
 	for _, md := range methods() {
 		req := sampleRequest(t, string(md.Name()))
 		var held [][]byte
-		req.ProtoReflect().Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-			if fd.Kind() == protoreflect.BytesKind {
-				held = append(held, v.Bytes())
+		err := protorange.Range(req.ProtoReflect(), func(p protopath.Values) error {
+			if b, ok := p.Index(-1).Value.Interface().([]byte); ok {
+				held = append(held, b)
 			}
-			return true
+			return nil
 		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(md.Name()) == "Batch" && len(held) == 0 {
+			t.Error("the batch has no bytes to wipe")
+		}
 		kms.Wipe(req)
 		for _, b := range held {
 			if !slices.Equal(b, make([]byte, len(b))) {

@@ -21,16 +21,27 @@ func TestDryRun(t *testing.T) {
 	w.cfg.Regions[testRegion] = signer
 	w.start()
 	aes, off, mac, sign := w.newAESKey(), w.newAESKey(), w.newKey(hmac256, usageMac), w.newKey(p256, usageSign)
+	agree, wrap := w.newKey(p256, usageAgree), w.newKey(symmetric, usageWrap)
 	blob := w.encrypt(aes, []byte("x"), nil)
 	w.inState(off, disabled)
 	requests := dryRequests(blob)
+	public := do[*keyholdv1.GetPublicKeyResponse](w, &keyholdv1.GetPublicKeyRequest{KeyId: agree}).GetPublicKey()
+	requests["DeriveSharedSecret"] = func(key string) proto.Message {
+		return &keyholdv1.DeriveSharedSecretRequest{KeyId: key, KeyAgreementAlgorithm: algECDH, PublicKey: public}
+	}
+	requests["ExportKey"] = func(key string) proto.Message {
+		return &keyholdv1.ExportKeyRequest{KeyId: key, WrappingKeyId: wrap}
+	}
 	dry := func(key, op string) proto.Message {
 		req := requests[op](key)
 		m := req.ProtoReflect()
 		m.Set(m.Descriptor().Fields().ByName("dry_run"), valueTrue)
 		return req
 	}
-	good := map[string]string{"Sign": sign, "Verify": sign, "GenerateMac": mac, "VerifyMac": mac}
+	good := map[string]string{
+		"Sign": sign, "Verify": sign, "GenerateMac": mac, "VerifyMac": mac, "DeriveSharedSecret": agree,
+		"WrapKey": wrap, "UnwrapKey": wrap, "ExportKey": w.newExportableKey(symmetric, usageEncrypt),
+	}
 	for op, md := range methods() {
 		if md.Input().Fields().ByName("dry_run") == nil {
 			continue
@@ -90,6 +101,12 @@ func dryRequests(blob []byte) map[string]func(key string) proto.Message {
 		"GenerateDataKey": func(key string) proto.Message { return &keyholdv1.GenerateDataKeyRequest{KeyId: key, KeySpec: 1} },
 		"GenerateDataKeyWithoutPlaintext": func(key string) proto.Message {
 			return &keyholdv1.GenerateDataKeyWithoutPlaintextRequest{KeyId: key, KeySpec: 1}
+		},
+		"WrapKey": func(key string) proto.Message {
+			return &keyholdv1.WrapKeyRequest{KeyId: key, PlaintextKey: make([]byte, 32)}
+		},
+		"UnwrapKey": func(key string) proto.Message {
+			return &keyholdv1.UnwrapKeyRequest{KeyId: key, WrappedKey: make([]byte, 40)}
 		},
 		"Sign": func(key string) proto.Message {
 			return &keyholdv1.SignRequest{KeyId: key, Message: []byte("x"), SigningAlgorithm: ecdsa256}

@@ -38,7 +38,7 @@ func TestLimits(t *testing.T) {
 
 // dataLimits are those of requests that carry data.
 func dataLimits(w *world) []limit {
-	aes, mac := w.newAESKey(), w.newKey(hmac256, usageMac)
+	aes, mac, wrap := w.newAESKey(), w.newKey(hmac256, usageMac), w.newKey(symmetric, usageWrap)
 	bytesOf := func(n int) []byte { return make([]byte, n) }
 	return []limit{
 		{"Encrypt plaintext", func(n int) proto.Message { return &keyholdv1.EncryptRequest{KeyId: aes, Plaintext: bytesOf(n)} }, 1, 4096, "plaintext", ""},
@@ -71,6 +71,16 @@ func dataLimits(w *world) []limit {
 		{"GenerateDataKeyWithoutPlaintext", func(n int) proto.Message {
 			return &keyholdv1.GenerateDataKeyWithoutPlaintextRequest{KeyId: aes, NumberOfBytes: ptr(int32(n))}
 		}, 1, 1024, "number_of_bytes", ""},
+		{"DeriveSharedSecret public key", func(n int) proto.Message {
+			return &keyholdv1.DeriveSharedSecretRequest{KeyId: aes, KeyAgreementAlgorithm: algECDH, PublicKey: bytesOf(n)}
+		}, 1, 8192, "public_key", kms.CodeInvalidKeyUsage},
+		{"WrapKey plaintext", func(n int) proto.Message { return &keyholdv1.WrapKeyRequest{KeyId: wrap, PlaintextKey: bytesOf(n)} }, 1, 4096, "plaintext_key", ""},
+		{"WrapKey plaintext by AES_KW", func(n int) proto.Message {
+			return &keyholdv1.WrapKeyRequest{KeyId: wrap, PlaintextKey: bytesOf(n), WrappingAlgorithm: algKW}
+		}, 16, 4096, "plaintext_key", ""},
+		{"UnwrapKey wrapped key", func(n int) proto.Message {
+			return &keyholdv1.UnwrapKeyRequest{KeyId: wrap, WrappedKey: bytesOf(n)}
+		}, 1, 4104, "wrapped_key", kms.CodeInvalidCiphertext},
 	}
 }
 
@@ -237,10 +247,19 @@ func sampleRequest(t testing.TB, op string) proto.Message {
 	for i := range m.Descriptor().Fields().Len() {
 		fd := m.Descriptor().Fields().Get(i)
 		switch string(fd.Name()) {
-		case "key_id", "source_key_id", "destination_key_id", "target_key_id":
+		case "key_id", "source_key_id", "destination_key_id", "target_key_id", "wrapping_key_id":
 			m.Set(fd, protoreflect.ValueOfString("00000000-0000-4000-8000-000000000000"))
-		case "plaintext", "message", "ciphertext_blob", "signature", "mac":
+		case "plaintext", "message", "ciphertext_blob", "signature", "mac", "plaintext_key", "wrapped_key", "public_key":
 			m.Set(fd, protoreflect.ValueOfBytes([]byte("x")))
+		case "items":
+			items := m.Mutable(fd).List()
+			for i, kind := 0, fd.Message().Fields(); i < kind.Len(); i++ {
+				item := items.NewElement()
+				item.Message().Set(kind.Get(i), protoreflect.ValueOfMessage(sampleRequest(t, strings.TrimSuffix(string(kind.Get(i).Message().Name()), "Request")).ProtoReflect()))
+				items.Append(item)
+			}
+		case "key_agreement_algorithm":
+			m.Set(fd, protoreflect.ValueOfEnum(1))
 		case "signing_algorithm", "mac_algorithm":
 			m.Set(fd, protoreflect.ValueOfEnum(2))
 		case "number_of_bytes":

@@ -97,8 +97,11 @@ func (f *fleet) testMetadata(t *testing.T) {
 		if k.usage == usageAgree {
 			want.KeyAgreementAlgorithms = []keyholdv1.KeyAgreementAlgorithmSpec{keyholdv1.KeyAgreementAlgorithmSpec_KEY_AGREEMENT_ALGORITHM_SPEC_ECDH}
 		}
+		if k.usage == usageWrap {
+			want.WrappingAlgorithms = []keyholdv1.WrappingAlgorithmSpec{algKWP, algKW}
+		}
 		got := w.metadata(id)
-		if k.spec == symmetric {
+		if k.spec == symmetric && k.usage == usageEncrypt {
 			want.CurrentKeyMaterialId = got.GetCurrentKeyMaterialId()
 			if len(got.GetCurrentKeyMaterialId()) != 64 {
 				w.t.Errorf("CurrentKeyMaterialId is %q, want 64 digits", got.GetCurrentKeyMaterialId())
@@ -187,8 +190,13 @@ func (f *fleet) testUsage(t *testing.T) {
 			}
 			check(may, &keyholdv1.ReEncryptRequest{CiphertextBlob: f.blob, DestinationKeyId: id, DestinationEncryptionAlgorithm: alg})
 		}
-		check(k.spec == symmetric, &keyholdv1.GenerateDataKeyRequest{KeyId: id, NumberOfBytes: ptr(int32(16))})
-		check(k.spec == symmetric, &keyholdv1.GenerateDataKeyWithoutPlaintextRequest{KeyId: id, NumberOfBytes: ptr(int32(16))})
+		encrypts := k.spec == symmetric && k.usage == usageEncrypt
+		check(encrypts, &keyholdv1.GenerateDataKeyRequest{KeyId: id, NumberOfBytes: ptr(int32(16))})
+		check(encrypts, &keyholdv1.GenerateDataKeyWithoutPlaintextRequest{KeyId: id, NumberOfBytes: ptr(int32(16))})
+		check(k.usage == usageWrap, &keyholdv1.WrapKeyRequest{KeyId: id, PlaintextKey: make([]byte, 32)})
+		check(false, &keyholdv1.UnwrapKeyRequest{KeyId: id, WrappedKey: make([]byte, 40)}, only(k.usage == usageWrap, kms.CodeInvalidCiphertext)...)
+		check(false, &keyholdv1.ExportKeyRequest{KeyId: id, WrappingKeyId: id})
+		check(false, &keyholdv1.DeriveSharedSecretRequest{KeyId: id, KeyAgreementAlgorithm: algECDH, PublicKey: []byte("x")}, only(k.usage == usageAgree, kms.CodeValidation)...)
 		for alg := pss256; alg <= ed25519ph; alg++ {
 			message, kind := []byte("m"), raw
 			var also []kms.Code
@@ -213,6 +221,14 @@ func (f *fleet) testUsage(t *testing.T) {
 			check(false, &keyholdv1.VerifyMacRequest{KeyId: id, Message: []byte("m"), Mac: []byte("s"), MacAlgorithm: alg}, also...)
 		}
 	})
+}
+
+// only returns the code where the condition holds.
+func only(condition bool, code kms.Code) []kms.Code {
+	if condition {
+		return []kms.Code{code}
+	}
+	return nil
 }
 
 func (f *fleet) testSignatures(t *testing.T) {

@@ -116,8 +116,8 @@ func (s *Service) resolveCiphertext(c *call, sub *subject) error {
 		}
 		return nil
 	}
-	if sub.rec != nil && sub.rec.Spec != keyholdv1.KeySpec_KEY_SPEC_SYMMETRIC_DEFAULT {
-		return nil // step 8 says what is wrong with it
+	if sub.rec != nil && len(encryptionAlgorithms(sub.rec.Spec, sub.rec.Usage)) != 1 {
+		return nil // no symmetric key that encrypts: step 8 says what is wrong with it
 	}
 	b, err := parseBlob(src.blob)
 	if err != nil {

@@ -25,6 +25,8 @@ type stateRow struct {
 // one beside them.
 type stateKeys struct {
 	aes, mac, sign, other    string
+	agree, wrap, exportable  string
+	wrapped, spki            []byte
 	blob, otherBlob          []byte
 	alias, movable, freshOne string
 }
@@ -36,6 +38,8 @@ const (
 )
 
 var stateTable = []stateRow{
+	// The items of a batch answer for themselves.
+	{"Batch", "", "", "", func(k *stateKeys) proto.Message { return batchOf(encryptItem(k.aes, "x")) }},
 	{"CancelKeyDeletion", notPending, notPending, "", func(k *stateKeys) proto.Message { return &keyholdv1.CancelKeyDeletionRequest{KeyId: k.aes} }},
 	{"CreateAlias", "", "", isPending, func(k *stateKeys) proto.Message {
 		return &keyholdv1.CreateAliasRequest{AliasName: k.freshOne, TargetKeyId: k.aes}
@@ -43,11 +47,17 @@ var stateTable = []stateRow{
 	{"CreateKey", "", "", "", func(*stateKeys) proto.Message { return &keyholdv1.CreateKeyRequest{} }},
 	{"Decrypt", "", isDisabled, isPending, func(k *stateKeys) proto.Message { return &keyholdv1.DecryptRequest{CiphertextBlob: k.blob} }},
 	{"DeleteAlias", "", "", "", func(k *stateKeys) proto.Message { return &keyholdv1.DeleteAliasRequest{AliasName: k.alias} }},
+	{"DeriveSharedSecret", "", isDisabled, isPending, func(k *stateKeys) proto.Message {
+		return &keyholdv1.DeriveSharedSecretRequest{KeyId: k.agree, KeyAgreementAlgorithm: algECDH, PublicKey: k.spki}
+	}},
 	{"DescribeKey", "", "", "", func(k *stateKeys) proto.Message { return &keyholdv1.DescribeKeyRequest{KeyId: k.aes} }},
 	{"DisableKey", "", "", isPending, func(k *stateKeys) proto.Message { return &keyholdv1.DisableKeyRequest{KeyId: k.aes} }},
 	{"EnableKey", "", "", isPending, func(k *stateKeys) proto.Message { return &keyholdv1.EnableKeyRequest{KeyId: k.aes} }},
 	{"Encrypt", "", isDisabled, isPending, func(k *stateKeys) proto.Message {
 		return &keyholdv1.EncryptRequest{KeyId: k.aes, Plaintext: []byte("x")}
+	}},
+	{"ExportKey", "", isDisabled, isPending, func(k *stateKeys) proto.Message {
+		return &keyholdv1.ExportKeyRequest{KeyId: k.exportable, WrappingKeyId: k.wrap}
 	}},
 	{"GenerateDataKey", "", isDisabled, isPending, func(k *stateKeys) proto.Message {
 		return &keyholdv1.GenerateDataKeyRequest{KeyId: k.aes, NumberOfBytes: ptr(int32(16))}
@@ -72,6 +82,9 @@ var stateTable = []stateRow{
 	{"Sign", "", isDisabled, isPending, func(k *stateKeys) proto.Message {
 		return &keyholdv1.SignRequest{KeyId: k.sign, Message: []byte("x"), SigningAlgorithm: ecdsa256}
 	}},
+	{"UnwrapKey", "", isDisabled, isPending, func(k *stateKeys) proto.Message {
+		return &keyholdv1.UnwrapKeyRequest{KeyId: k.wrap, WrappedKey: k.wrapped}
+	}},
 	// AWS: an alias may leave a key that is pending deletion, and not go to one.
 	{"UpdateAlias from", "", "", "", func(k *stateKeys) proto.Message {
 		return &keyholdv1.UpdateAliasRequest{AliasName: k.alias, TargetKeyId: k.other}
@@ -87,6 +100,9 @@ var stateTable = []stateRow{
 	}},
 	{"VerifyMac", kms.CodeInvalidMac, isDisabled, isPending, func(k *stateKeys) proto.Message {
 		return &keyholdv1.VerifyMacRequest{KeyId: k.mac, Message: []byte("x"), Mac: []byte("x"), MacAlgorithm: macSHA256}
+	}},
+	{"WrapKey", "", isDisabled, isPending, func(k *stateKeys) proto.Message {
+		return &keyholdv1.WrapKeyRequest{KeyId: k.wrap, PlaintextKey: make([]byte, 32)}
 	}},
 }
 
@@ -107,6 +123,9 @@ func TestKeyStates(t *testing.T) {
 	for _, state := range []keyholdv1.KeyState{enabled, disabled, pending} {
 		keys := &stateKeys{aes: w.newAESKey(), mac: w.newKey(hmac256, usageMac), sign: w.newKey(p256, usageSign), other: other, otherBlob: otherBlob, alias: "alias/of", movable: "alias/movable", freshOne: "alias/fresh"}
 		keys.blob = w.encrypt(keys.aes, []byte("x"), nil)
+		keys.agree, keys.wrap, keys.exportable = w.newKey(p256, usageAgree), w.newKey(symmetric, usageWrap), w.newExportableKey(symmetric, usageEncrypt)
+		keys.spki = do[*keyholdv1.GetPublicKeyResponse](w, &keyholdv1.GetPublicKeyRequest{KeyId: keys.agree}).GetPublicKey()
+		keys.wrapped = do[*keyholdv1.WrapKeyResponse](w, &keyholdv1.WrapKeyRequest{KeyId: keys.wrap, PlaintextKey: make([]byte, 32)}).GetWrappedKey()
 		for _, row := range stateTable {
 			t.Run(state.String()+"/"+row.name, func(t *testing.T) { w.with(t).checkState(keys, &row, state) })
 		}
@@ -118,7 +137,7 @@ func TestKeyStates(t *testing.T) {
 func (w *world) checkState(k *stateKeys, row *stateRow, state keyholdv1.KeyState) {
 	w.createAlias(k.alias, k.aes)
 	w.createAlias(k.movable, k.other)
-	ids := []string{k.aes, k.mac, k.sign}
+	ids := []string{k.aes, k.mac, k.sign, k.agree, k.wrap}
 	for _, id := range ids {
 		w.inState(id, state)
 	}

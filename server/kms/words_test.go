@@ -27,6 +27,13 @@ const (
 	usageSign    = keyholdv1.KeyUsageType_KEY_USAGE_TYPE_SIGN_VERIFY
 	usageMac     = keyholdv1.KeyUsageType_KEY_USAGE_TYPE_GENERATE_VERIFY_MAC
 	usageAgree   = keyholdv1.KeyUsageType_KEY_USAGE_TYPE_KEY_AGREEMENT
+	usageWrap    = keyholdv1.KeyUsageType_KEY_USAGE_TYPE_WRAP_UNWRAP
+
+	custodyGenerated  = keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_GENERATED
+	custodyExportable = keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_EXPORTABLE
+
+	algKWP = keyholdv1.WrappingAlgorithmSpec_WRAPPING_ALGORITHM_SPEC_AES_KWP
+	algKW  = keyholdv1.WrappingAlgorithmSpec_WRAPPING_ALGORITHM_SPEC_AES_KW
 
 	algSymmetric = keyholdv1.EncryptionAlgorithmSpec_ENCRYPTION_ALGORITHM_SPEC_SYMMETRIC_DEFAULT
 	oaepSHA1     = keyholdv1.EncryptionAlgorithmSpec_ENCRYPTION_ALGORITHM_SPEC_RSAES_OAEP_SHA_1
@@ -86,6 +93,7 @@ var keyKinds = []struct {
 	{spec: p256, usage: usageAgree, pair: true},
 	{spec: p384, usage: usageAgree, pair: true},
 	{spec: p521, usage: usageAgree, pair: true},
+	{spec: symmetric, usage: usageWrap},
 	{spec: hmac224, usage: usageMac, mac: macSHA224},
 	{spec: hmac256, usage: usageMac, mac: macSHA256},
 	{spec: hmac384, usage: usageMac, mac: macSHA384},
@@ -99,6 +107,12 @@ func ptr[T any](v T) *T { return &v }
 func (w *world) newKey(spec keyholdv1.KeySpec, usage keyholdv1.KeyUsageType) string {
 	w.t.Helper()
 	return do[*keyholdv1.CreateKeyResponse](w, &keyholdv1.CreateKeyRequest{KeySpec: spec, KeyUsage: usage}).GetKeyMetadata().GetKeyId()
+}
+
+// newExportableKey creates a key that may leave the token.
+func (w *world) newExportableKey(spec keyholdv1.KeySpec, usage keyholdv1.KeyUsageType) string {
+	w.t.Helper()
+	return do[*keyholdv1.CreateKeyResponse](w, &keyholdv1.CreateKeyRequest{KeySpec: spec, KeyUsage: usage, KeyCustody: custodyExportable}).GetKeyMetadata().GetKeyId()
 }
 
 // newAESKey creates a symmetric key.
