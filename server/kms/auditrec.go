@@ -42,17 +42,23 @@ var recordBuffers = sync.Pool{New: func() any { return new(recordBuffer) }}
 
 type recordBuffer struct{ event, params, elements []byte }
 
-// maxPooledBytes keeps one giant record from staying in memory for ever.
-const maxPooledBytes = 64 << 10
+// batchBuffers are those of batches, whose records are side by side in one.
+var batchBuffers = sync.Pool{New: func() any { return new(recordBuffer) }}
 
-func takeRecordBuffer() *recordBuffer {
-	return recordBuffers.Get().(*recordBuffer) //nolint:forcetypeassert // the only type stored
+// Giant records and batches do not stay in memory for ever.
+const (
+	maxPooledBytes      = 64 << 10
+	maxPooledBatchBytes = 512 << 10
+)
+
+func takeBuffer(from *sync.Pool) *recordBuffer {
+	return from.Get().(*recordBuffer) //nolint:forcetypeassert // the only type stored
 }
 
-func (b *recordBuffer) giveBack() {
-	if cap(b.event)+cap(b.params)+cap(b.elements) <= maxPooledBytes {
+func (b *recordBuffer) giveBack(to *sync.Pool, most int) {
+	if cap(b.event)+cap(b.params)+cap(b.elements) <= most {
 		b.event = b.event[:0]
-		recordBuffers.Put(b)
+		to.Put(b)
 	}
 }
 
@@ -67,8 +73,8 @@ func recovered(operation string, err *error) {
 // record makes one record of a call.
 func (s *Service) record(ctx context.Context, c *call, phase audit.Phase, resp proto.Message, failure *Error) (err error) {
 	defer recovered(c.op.name, &err)
-	buf := takeRecordBuffer()
-	defer buf.giveBack()
+	buf := takeBuffer(&recordBuffers)
+	defer buf.giveBack(&recordBuffers, maxPooledBytes)
 	if err := s.encodeRecord(buf, c, phase, resp, failure); err != nil {
 		return err
 	}

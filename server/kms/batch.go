@@ -191,8 +191,8 @@ func (it *batchItem) answer() *keyholdv1.BatchResult {
 // recordItems is step 12 for the items of a batch: one record each, one sync for
 // all. An item that cannot be recorded is not answered.
 func (s *Service) recordItems(ctx context.Context, c *call) {
-	buf := takeRecordBuffer()
-	defer buf.giveBack()
+	buf := takeBuffer(&batchBuffers)
+	defer buf.giveBack(&batchBuffers, maxPooledBatchBytes)
 	ends := make([]int, len(c.items))
 	for i := range c.items {
 		it := &c.items[i]
