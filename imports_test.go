@@ -55,6 +55,9 @@ var internalImports = map[string]reasons{
 		"hsm/pubkey":      "public-key operations are done on the host",
 		"proto/awsjson":   "audit events show requests as AWS's JSON",
 	},
+	"server/kms/keypair": {
+		"hsm/pubkey": "the public half is written as every other public key is",
+	},
 	"server/kms/tokenstore": {
 		"server/kms":    "it implements kms.KeyStore",
 		"hsm":           "over a token; the core itself knows no PKCS#11",
@@ -186,7 +189,7 @@ var outsideImports = map[string]struct {
 	},
 	"github.com/decred/dcrd/dcrec/secp256k1/v4": {
 		reason: "the curve that the standard library lacks; host side only",
-		users:  []string{"hsm/pubkey"},
+		users:  []string{"hsm/pubkey", "server/kms/keypair"},
 	},
 	"golang.org/x/sys": {
 		reason: "fallocate, fdatasync, flock, resource limits, disk space",
