@@ -21,11 +21,8 @@ import (
 func apiMessages(tb testing.TB) []protoreflect.MessageType {
 	tb.Helper()
 	var types []protoreflect.MessageType
-	for _, file := range []protoreflect.FileDescriptor{
-		keyholdv1.File_keyhold_v1_types_proto,
-		keyholdv1.File_keyhold_v1_cryptography_service_proto,
-		keyholdv1.File_keyhold_v1_key_management_service_proto,
-	} {
+	pkg := keyholdv1.File_keyhold_v1_types_proto.Package()
+	protoregistry.GlobalFiles.RangeFilesByPackage(pkg, func(file protoreflect.FileDescriptor) bool {
 		for i := range file.Messages().Len() {
 			mt, err := protoregistry.GlobalTypes.FindMessageByName(file.Messages().Get(i).FullName())
 			if err != nil {
@@ -33,7 +30,8 @@ func apiMessages(tb testing.TB) []protoreflect.MessageType {
 			}
 			types = append(types, mt)
 		}
-	}
+		return true
+	})
 	if len(types) < 40 {
 		tb.Fatalf("found %d message types, want at least 40", len(types))
 	}
