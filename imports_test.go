@@ -49,11 +49,12 @@ var internalImports = map[string]reasons{
 	"server/audit":    {},
 
 	"server/kms": {
-		"server/policy":   "the decision of step 6",
-		"server/identity": "who calls",
-		"server/audit":    "steps 10 and 12: the records",
-		"hsm/pubkey":      "public-key operations are done on the host",
-		"proto/awsjson":   "audit events show requests as AWS's JSON",
+		"server/policy":      "the decision of step 6",
+		"server/identity":    "who calls",
+		"server/audit":       "steps 10 and 12: the records",
+		"server/kms/keypair": "data key pairs, which are made on the host",
+		"hsm/pubkey":         "public-key operations are done on the host",
+		"proto/awsjson":      "audit events show requests as AWS's JSON",
 	},
 	"server/kms/keypair": {
 		"hsm/pubkey": "the public half is written as every other public key is",

@@ -42,6 +42,7 @@ func everyOperation(w *world) []proto.Message {
 		&keyholdv1.DecryptRequest{CiphertextBlob: blob, EncryptionContext: ec},
 		&keyholdv1.ReEncryptRequest{CiphertextBlob: blob, SourceEncryptionContext: ec, DestinationKeyId: aes},
 		&keyholdv1.GenerateDataKeyRequest{KeyId: aes, KeySpec: 1}, &keyholdv1.GenerateDataKeyWithoutPlaintextRequest{KeyId: aes, KeySpec: 1},
+		&keyholdv1.GenerateDataKeyPairRequest{KeyId: aes, KeyPairSpec: pairP256}, &keyholdv1.GenerateDataKeyPairWithoutPlaintextRequest{KeyId: aes, KeyPairSpec: pairP256},
 		&keyholdv1.GenerateRandomRequest{NumberOfBytes: ptr(int32(32))},
 		&keyholdv1.SignRequest{KeyId: sign, Message: []byte("m"), SigningAlgorithm: ecdsa256},
 		&keyholdv1.VerifyRequest{KeyId: sign, Message: []byte("m"), Signature: signature, SigningAlgorithm: ecdsa256},

@@ -113,6 +113,8 @@ func TestSecretsAreMarked(t *testing.T) {
 		"GenerateDataKeyResponse.ciphertext_blob", "GenerateDataKeyWithoutPlaintextResponse.ciphertext_blob", "SignResponse.signature", "VerifyRequest.signature",
 		"GetPublicKeyResponse.public_key", "DeriveSharedSecretRequest.public_key",
 		"WrapKeyResponse.wrapped_key", "UnwrapKeyRequest.wrapped_key", "ExportKeyResponse.wrapped_key",
+		"GenerateDataKeyPairResponse.private_key_ciphertext_blob", "GenerateDataKeyPairResponse.public_key",
+		"GenerateDataKeyPairWithoutPlaintextResponse.private_key_ciphertext_blob", "GenerateDataKeyPairWithoutPlaintextResponse.public_key",
 	}
 	marked := 0
 	for _, md := range methods() {

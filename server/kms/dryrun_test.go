@@ -108,6 +108,12 @@ func dryRequests(blob []byte) map[string]func(key string) proto.Message {
 		"UnwrapKey": func(key string) proto.Message {
 			return &keyholdv1.UnwrapKeyRequest{KeyId: key, WrappedKey: make([]byte, 40)}
 		},
+		"GenerateDataKeyPair": func(key string) proto.Message {
+			return &keyholdv1.GenerateDataKeyPairRequest{KeyId: key, KeyPairSpec: pairP256}
+		},
+		"GenerateDataKeyPairWithoutPlaintext": func(key string) proto.Message {
+			return &keyholdv1.GenerateDataKeyPairWithoutPlaintextRequest{KeyId: key, KeyPairSpec: pairP256}
+		},
 		"Sign": func(key string) proto.Message {
 			return &keyholdv1.SignRequest{KeyId: key, Message: []byte("x"), SigningAlgorithm: ecdsa256}
 		},

@@ -155,6 +155,12 @@ func contextLimits(w *world) []limit {
 		{"context of GenerateDataKeyWithoutPlaintext", func(n int) proto.Message {
 			return &keyholdv1.GenerateDataKeyWithoutPlaintextRequest{KeyId: aes, NumberOfBytes: ptr(int32(1)), EncryptionContext: contextOf(n)}
 		}, -1, 8192, "encryption_context", ""},
+		{"context of GenerateDataKeyPair", func(n int) proto.Message {
+			return &keyholdv1.GenerateDataKeyPairRequest{KeyId: aes, KeyPairSpec: pairP256, EncryptionContext: contextOf(n)}
+		}, -1, 8192, "encryption_context", ""},
+		{"context of GenerateDataKeyPairWithoutPlaintext", func(n int) proto.Message {
+			return &keyholdv1.GenerateDataKeyPairWithoutPlaintextRequest{KeyId: aes, KeyPairSpec: pairP256, EncryptionContext: contextOf(n)}
+		}, -1, 8192, "encryption_context", ""},
 	}
 }
 
@@ -260,6 +266,8 @@ func sampleRequest(t testing.TB, op string) proto.Message {
 			}
 		case "key_agreement_algorithm":
 			m.Set(fd, protoreflect.ValueOfEnum(1))
+		case "key_pair_spec":
+			m.Set(fd, protoreflect.ValueOfEnum(pairP256.Number()))
 		case "signing_algorithm", "mac_algorithm":
 			m.Set(fd, protoreflect.ValueOfEnum(2))
 		case "number_of_bytes":

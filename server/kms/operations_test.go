@@ -193,6 +193,8 @@ func (f *fleet) testUsage(t *testing.T) {
 		encrypts := k.spec == symmetric && k.usage == usageEncrypt
 		check(encrypts, &keyholdv1.GenerateDataKeyRequest{KeyId: id, NumberOfBytes: ptr(int32(16))})
 		check(encrypts, &keyholdv1.GenerateDataKeyWithoutPlaintextRequest{KeyId: id, NumberOfBytes: ptr(int32(16))})
+		check(encrypts, &keyholdv1.GenerateDataKeyPairRequest{KeyId: id, KeyPairSpec: pairEd25519})
+		check(encrypts, &keyholdv1.GenerateDataKeyPairWithoutPlaintextRequest{KeyId: id, KeyPairSpec: pairEd25519})
 		check(k.usage == usageWrap, &keyholdv1.WrapKeyRequest{KeyId: id, PlaintextKey: make([]byte, 32)})
 		check(false, &keyholdv1.UnwrapKeyRequest{KeyId: id, WrappedKey: make([]byte, 40)}, only(k.usage == usageWrap, kms.CodeInvalidCiphertext)...)
 		check(false, &keyholdv1.ExportKeyRequest{KeyId: id, WrappingKeyId: id})

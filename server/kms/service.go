@@ -15,6 +15,7 @@ import (
 
 	"github.com/keyhold/keyhold/proto/awsjson"
 	"github.com/keyhold/keyhold/server/audit"
+	"github.com/keyhold/keyhold/server/kms/keypair"
 )
 
 // Journal is what the core needs of the audit log.
@@ -61,6 +62,9 @@ type Config struct {
 	Now func() time.Time
 	// Rand gives key ids and refs. Optional.
 	Rand io.Reader
+	// KeyPairs makes data key pairs; the service closes it. Optional: a pool
+	// with its defaults.
+	KeyPairs *keypair.Pool
 	// LeaseSeals is how many encryptions are leased at once. Optional.
 	LeaseSeals uint64
 	// MaintenanceInterval is the time between two looks for keys that are
@@ -92,6 +96,7 @@ type Service struct {
 	validator protovalidate.Validator
 	params    *awsjson.Encoder
 	keys      *keyring
+	pairs     *keypair.Pool
 	throttle  *throttle
 	// batchSlots has room for the items of batches that are under way, by region:
 	// a token that hangs must not hold up another's.
@@ -134,7 +139,7 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 		store: cfg.Store, regions: cfg.Regions, journal: cfg.Journal, log: cfg.Logger, observer: cfg.Observer,
 		now: cfg.Now, rand: cfg.Rand, leaseSeals: cfg.LeaseSeals, durability: cfg.DataDurability,
 		limits: cfg.Limits, maintenance: cfg.MaintenanceInterval, confirmed: cfg.ClockConfirmed,
-		ops: ops, validator: validator, keys: newKeyring(snapshot),
+		ops: ops, validator: validator, keys: newKeyring(snapshot), pairs: cfg.KeyPairs,
 		params: awsjson.NewEncoder(awsjson.Options{LowerCamel: true, OmitRedacted: true, OmitBytes: true}),
 	}
 	s.setDefaults()
@@ -161,6 +166,9 @@ func (s *Service) setDefaults() {
 	if s.rand == nil {
 		s.rand = rand.Reader
 	}
+	if s.pairs == nil {
+		s.pairs = keypair.NewPool(keypair.Options{})
+	}
 	if s.leaseSeals == 0 {
 		s.leaseSeals = DefaultLeaseSeals
 	}
@@ -175,6 +183,7 @@ func (s *Service) setDefaults() {
 // Close ends background work and waits for it. Requests must have ended.
 func (s *Service) Close() {
 	s.cancel()
+	s.pairs.Close()
 	s.background.Wait()
 }
 

@@ -62,6 +62,12 @@ var stateTable = []stateRow{
 	{"GenerateDataKey", "", isDisabled, isPending, func(k *stateKeys) proto.Message {
 		return &keyholdv1.GenerateDataKeyRequest{KeyId: k.aes, NumberOfBytes: ptr(int32(16))}
 	}},
+	{"GenerateDataKeyPair", "", isDisabled, isPending, func(k *stateKeys) proto.Message {
+		return &keyholdv1.GenerateDataKeyPairRequest{KeyId: k.aes, KeyPairSpec: pairEd25519}
+	}},
+	{"GenerateDataKeyPairWithoutPlaintext", "", isDisabled, isPending, func(k *stateKeys) proto.Message {
+		return &keyholdv1.GenerateDataKeyPairWithoutPlaintextRequest{KeyId: k.aes, KeyPairSpec: pairEd25519}
+	}},
 	{"GenerateDataKeyWithoutPlaintext", "", isDisabled, isPending, func(k *stateKeys) proto.Message {
 		return &keyholdv1.GenerateDataKeyWithoutPlaintextRequest{KeyId: k.aes, NumberOfBytes: ptr(int32(16))}
 	}},

@@ -25,7 +25,7 @@ var File_keyhold_v1_cryptography_service_proto protoreflect.FileDescriptor
 const file_keyhold_v1_cryptography_service_proto_rawDesc = "" +
 	"\n" +
 	"%keyhold/v1/cryptography_service.proto\x12\n" +
-	"keyhold.v1\x1a\x16keyhold/v1/batch.proto\x1a\x1dkeyhold/v1/cryptography.proto\x1a\x1ekeyhold/v1/key_agreement.proto\x1a\x1dkeyhold/v1/key_wrapping.proto\x1a\x18keyhold/v1/options.proto2\xc6'\n" +
+	"keyhold.v1\x1a\x16keyhold/v1/batch.proto\x1a\x1dkeyhold/v1/cryptography.proto\x1a\x1fkeyhold/v1/data_key_pairs.proto\x1a\x1ekeyhold/v1/key_agreement.proto\x1a\x1dkeyhold/v1/key_wrapping.proto\x1a\x18keyhold/v1/options.proto2\xf8-\n" +
 	"\x13CryptographyService\x12\xa7\x02\n" +
 	"\aEncrypt\x12\x1a.keyhold.v1.EncryptRequest\x1a\x1b.keyhold.v1.EncryptResponse\"\xe2\x01\xa2\xbb\x18\xda\x01\n" +
 	"\x15\n" +
@@ -43,7 +43,13 @@ const file_keyhold_v1_cryptography_service_proto_rawDesc = "" +
 	"\x13kms:GenerateDataKey\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\x87\x03\n" +
 	"\x1fGenerateDataKeyWithoutPlaintext\x122.keyhold.v1.GenerateDataKeyWithoutPlaintextRequest\x1a3.keyhold.v1.GenerateDataKeyWithoutPlaintextResponse\"\xfa\x01\xa2\xbb\x18\xf2\x01\n" +
 	"-\n" +
-	"#kms:GenerateDataKeyWithoutPlaintext\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\xcb\x01\n" +
+	"#kms:GenerateDataKeyWithoutPlaintext\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\xf6\x02\n" +
+	"\x13GenerateDataKeyPair\x12&.keyhold.v1.GenerateDataKeyPairRequest\x1a'.keyhold.v1.GenerateDataKeyPairResponse\"\x8d\x02\xa2\xbb\x18\x85\x02\n" +
+	"!\n" +
+	"\x17kms:GenerateDataKeyPair\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x1dUnsupportedOperationException*\x18DryRunOperationException\x90\x02\x01\x12\xb6\x03\n" +
+	"#GenerateDataKeyPairWithoutPlaintext\x126.keyhold.v1.GenerateDataKeyPairWithoutPlaintextRequest\x1a7.keyhold.v1.GenerateDataKeyPairWithoutPlaintextResponse\"\x9d\x02\xa2\xbb\x18\x95\x02\n" +
+	"1\n" +
+	"'kms:GenerateDataKeyPairWithoutPlaintext\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x1dUnsupportedOperationException*\x18DryRunOperationException\x90\x02\x01\x12\xcb\x01\n" +
 	"\x0eGenerateRandom\x12!.keyhold.v1.GenerateRandomRequest\x1a\".keyhold.v1.GenerateRandomResponse\"r\xa2\xbb\x18k\n" +
 	"\x14\n" +
 	"\x12kms:GenerateRandom\x10\x01\x18\x01*\x1aDependencyTimeoutException*\x14KMSInternalException*\x1dUnsupportedOperationException\x90\x02\x01\x12\x9b\x02\n" +
@@ -80,38 +86,42 @@ const file_keyhold_v1_cryptography_service_proto_rawDesc = "" +
 	"\x05Batch\x12\x18.keyhold.v1.BatchRequest\x1a\x19.keyhold.v1.BatchResponse\"#\xa2\xbb\x18\x1c\x10\x01\x18\x01*\x14KMSInternalException0\x01\x90\x02\x01B7Z5github.com/keyhold/keyhold/proto/keyhold/v1;keyholdv1b\x06proto3"
 
 var file_keyhold_v1_cryptography_service_proto_goTypes = []any{
-	(*EncryptRequest)(nil),                          // 0: keyhold.v1.EncryptRequest
-	(*DecryptRequest)(nil),                          // 1: keyhold.v1.DecryptRequest
-	(*ReEncryptRequest)(nil),                        // 2: keyhold.v1.ReEncryptRequest
-	(*GenerateDataKeyRequest)(nil),                  // 3: keyhold.v1.GenerateDataKeyRequest
-	(*GenerateDataKeyWithoutPlaintextRequest)(nil),  // 4: keyhold.v1.GenerateDataKeyWithoutPlaintextRequest
-	(*GenerateRandomRequest)(nil),                   // 5: keyhold.v1.GenerateRandomRequest
-	(*SignRequest)(nil),                             // 6: keyhold.v1.SignRequest
-	(*VerifyRequest)(nil),                           // 7: keyhold.v1.VerifyRequest
-	(*GetPublicKeyRequest)(nil),                     // 8: keyhold.v1.GetPublicKeyRequest
-	(*GenerateMacRequest)(nil),                      // 9: keyhold.v1.GenerateMacRequest
-	(*VerifyMacRequest)(nil),                        // 10: keyhold.v1.VerifyMacRequest
-	(*DeriveSharedSecretRequest)(nil),               // 11: keyhold.v1.DeriveSharedSecretRequest
-	(*WrapKeyRequest)(nil),                          // 12: keyhold.v1.WrapKeyRequest
-	(*UnwrapKeyRequest)(nil),                        // 13: keyhold.v1.UnwrapKeyRequest
-	(*ExportKeyRequest)(nil),                        // 14: keyhold.v1.ExportKeyRequest
-	(*BatchRequest)(nil),                            // 15: keyhold.v1.BatchRequest
-	(*EncryptResponse)(nil),                         // 16: keyhold.v1.EncryptResponse
-	(*DecryptResponse)(nil),                         // 17: keyhold.v1.DecryptResponse
-	(*ReEncryptResponse)(nil),                       // 18: keyhold.v1.ReEncryptResponse
-	(*GenerateDataKeyResponse)(nil),                 // 19: keyhold.v1.GenerateDataKeyResponse
-	(*GenerateDataKeyWithoutPlaintextResponse)(nil), // 20: keyhold.v1.GenerateDataKeyWithoutPlaintextResponse
-	(*GenerateRandomResponse)(nil),                  // 21: keyhold.v1.GenerateRandomResponse
-	(*SignResponse)(nil),                            // 22: keyhold.v1.SignResponse
-	(*VerifyResponse)(nil),                          // 23: keyhold.v1.VerifyResponse
-	(*GetPublicKeyResponse)(nil),                    // 24: keyhold.v1.GetPublicKeyResponse
-	(*GenerateMacResponse)(nil),                     // 25: keyhold.v1.GenerateMacResponse
-	(*VerifyMacResponse)(nil),                       // 26: keyhold.v1.VerifyMacResponse
-	(*DeriveSharedSecretResponse)(nil),              // 27: keyhold.v1.DeriveSharedSecretResponse
-	(*WrapKeyResponse)(nil),                         // 28: keyhold.v1.WrapKeyResponse
-	(*UnwrapKeyResponse)(nil),                       // 29: keyhold.v1.UnwrapKeyResponse
-	(*ExportKeyResponse)(nil),                       // 30: keyhold.v1.ExportKeyResponse
-	(*BatchResponse)(nil),                           // 31: keyhold.v1.BatchResponse
+	(*EncryptRequest)(nil),                              // 0: keyhold.v1.EncryptRequest
+	(*DecryptRequest)(nil),                              // 1: keyhold.v1.DecryptRequest
+	(*ReEncryptRequest)(nil),                            // 2: keyhold.v1.ReEncryptRequest
+	(*GenerateDataKeyRequest)(nil),                      // 3: keyhold.v1.GenerateDataKeyRequest
+	(*GenerateDataKeyWithoutPlaintextRequest)(nil),      // 4: keyhold.v1.GenerateDataKeyWithoutPlaintextRequest
+	(*GenerateDataKeyPairRequest)(nil),                  // 5: keyhold.v1.GenerateDataKeyPairRequest
+	(*GenerateDataKeyPairWithoutPlaintextRequest)(nil),  // 6: keyhold.v1.GenerateDataKeyPairWithoutPlaintextRequest
+	(*GenerateRandomRequest)(nil),                       // 7: keyhold.v1.GenerateRandomRequest
+	(*SignRequest)(nil),                                 // 8: keyhold.v1.SignRequest
+	(*VerifyRequest)(nil),                               // 9: keyhold.v1.VerifyRequest
+	(*GetPublicKeyRequest)(nil),                         // 10: keyhold.v1.GetPublicKeyRequest
+	(*GenerateMacRequest)(nil),                          // 11: keyhold.v1.GenerateMacRequest
+	(*VerifyMacRequest)(nil),                            // 12: keyhold.v1.VerifyMacRequest
+	(*DeriveSharedSecretRequest)(nil),                   // 13: keyhold.v1.DeriveSharedSecretRequest
+	(*WrapKeyRequest)(nil),                              // 14: keyhold.v1.WrapKeyRequest
+	(*UnwrapKeyRequest)(nil),                            // 15: keyhold.v1.UnwrapKeyRequest
+	(*ExportKeyRequest)(nil),                            // 16: keyhold.v1.ExportKeyRequest
+	(*BatchRequest)(nil),                                // 17: keyhold.v1.BatchRequest
+	(*EncryptResponse)(nil),                             // 18: keyhold.v1.EncryptResponse
+	(*DecryptResponse)(nil),                             // 19: keyhold.v1.DecryptResponse
+	(*ReEncryptResponse)(nil),                           // 20: keyhold.v1.ReEncryptResponse
+	(*GenerateDataKeyResponse)(nil),                     // 21: keyhold.v1.GenerateDataKeyResponse
+	(*GenerateDataKeyWithoutPlaintextResponse)(nil),     // 22: keyhold.v1.GenerateDataKeyWithoutPlaintextResponse
+	(*GenerateDataKeyPairResponse)(nil),                 // 23: keyhold.v1.GenerateDataKeyPairResponse
+	(*GenerateDataKeyPairWithoutPlaintextResponse)(nil), // 24: keyhold.v1.GenerateDataKeyPairWithoutPlaintextResponse
+	(*GenerateRandomResponse)(nil),                      // 25: keyhold.v1.GenerateRandomResponse
+	(*SignResponse)(nil),                                // 26: keyhold.v1.SignResponse
+	(*VerifyResponse)(nil),                              // 27: keyhold.v1.VerifyResponse
+	(*GetPublicKeyResponse)(nil),                        // 28: keyhold.v1.GetPublicKeyResponse
+	(*GenerateMacResponse)(nil),                         // 29: keyhold.v1.GenerateMacResponse
+	(*VerifyMacResponse)(nil),                           // 30: keyhold.v1.VerifyMacResponse
+	(*DeriveSharedSecretResponse)(nil),                  // 31: keyhold.v1.DeriveSharedSecretResponse
+	(*WrapKeyResponse)(nil),                             // 32: keyhold.v1.WrapKeyResponse
+	(*UnwrapKeyResponse)(nil),                           // 33: keyhold.v1.UnwrapKeyResponse
+	(*ExportKeyResponse)(nil),                           // 34: keyhold.v1.ExportKeyResponse
+	(*BatchResponse)(nil),                               // 35: keyhold.v1.BatchResponse
 }
 var file_keyhold_v1_cryptography_service_proto_depIdxs = []int32{
 	0,  // 0: keyhold.v1.CryptographyService.Encrypt:input_type -> keyhold.v1.EncryptRequest
@@ -119,35 +129,39 @@ var file_keyhold_v1_cryptography_service_proto_depIdxs = []int32{
 	2,  // 2: keyhold.v1.CryptographyService.ReEncrypt:input_type -> keyhold.v1.ReEncryptRequest
 	3,  // 3: keyhold.v1.CryptographyService.GenerateDataKey:input_type -> keyhold.v1.GenerateDataKeyRequest
 	4,  // 4: keyhold.v1.CryptographyService.GenerateDataKeyWithoutPlaintext:input_type -> keyhold.v1.GenerateDataKeyWithoutPlaintextRequest
-	5,  // 5: keyhold.v1.CryptographyService.GenerateRandom:input_type -> keyhold.v1.GenerateRandomRequest
-	6,  // 6: keyhold.v1.CryptographyService.Sign:input_type -> keyhold.v1.SignRequest
-	7,  // 7: keyhold.v1.CryptographyService.Verify:input_type -> keyhold.v1.VerifyRequest
-	8,  // 8: keyhold.v1.CryptographyService.GetPublicKey:input_type -> keyhold.v1.GetPublicKeyRequest
-	9,  // 9: keyhold.v1.CryptographyService.GenerateMac:input_type -> keyhold.v1.GenerateMacRequest
-	10, // 10: keyhold.v1.CryptographyService.VerifyMac:input_type -> keyhold.v1.VerifyMacRequest
-	11, // 11: keyhold.v1.CryptographyService.DeriveSharedSecret:input_type -> keyhold.v1.DeriveSharedSecretRequest
-	12, // 12: keyhold.v1.CryptographyService.WrapKey:input_type -> keyhold.v1.WrapKeyRequest
-	13, // 13: keyhold.v1.CryptographyService.UnwrapKey:input_type -> keyhold.v1.UnwrapKeyRequest
-	14, // 14: keyhold.v1.CryptographyService.ExportKey:input_type -> keyhold.v1.ExportKeyRequest
-	15, // 15: keyhold.v1.CryptographyService.Batch:input_type -> keyhold.v1.BatchRequest
-	16, // 16: keyhold.v1.CryptographyService.Encrypt:output_type -> keyhold.v1.EncryptResponse
-	17, // 17: keyhold.v1.CryptographyService.Decrypt:output_type -> keyhold.v1.DecryptResponse
-	18, // 18: keyhold.v1.CryptographyService.ReEncrypt:output_type -> keyhold.v1.ReEncryptResponse
-	19, // 19: keyhold.v1.CryptographyService.GenerateDataKey:output_type -> keyhold.v1.GenerateDataKeyResponse
-	20, // 20: keyhold.v1.CryptographyService.GenerateDataKeyWithoutPlaintext:output_type -> keyhold.v1.GenerateDataKeyWithoutPlaintextResponse
-	21, // 21: keyhold.v1.CryptographyService.GenerateRandom:output_type -> keyhold.v1.GenerateRandomResponse
-	22, // 22: keyhold.v1.CryptographyService.Sign:output_type -> keyhold.v1.SignResponse
-	23, // 23: keyhold.v1.CryptographyService.Verify:output_type -> keyhold.v1.VerifyResponse
-	24, // 24: keyhold.v1.CryptographyService.GetPublicKey:output_type -> keyhold.v1.GetPublicKeyResponse
-	25, // 25: keyhold.v1.CryptographyService.GenerateMac:output_type -> keyhold.v1.GenerateMacResponse
-	26, // 26: keyhold.v1.CryptographyService.VerifyMac:output_type -> keyhold.v1.VerifyMacResponse
-	27, // 27: keyhold.v1.CryptographyService.DeriveSharedSecret:output_type -> keyhold.v1.DeriveSharedSecretResponse
-	28, // 28: keyhold.v1.CryptographyService.WrapKey:output_type -> keyhold.v1.WrapKeyResponse
-	29, // 29: keyhold.v1.CryptographyService.UnwrapKey:output_type -> keyhold.v1.UnwrapKeyResponse
-	30, // 30: keyhold.v1.CryptographyService.ExportKey:output_type -> keyhold.v1.ExportKeyResponse
-	31, // 31: keyhold.v1.CryptographyService.Batch:output_type -> keyhold.v1.BatchResponse
-	16, // [16:32] is the sub-list for method output_type
-	0,  // [0:16] is the sub-list for method input_type
+	5,  // 5: keyhold.v1.CryptographyService.GenerateDataKeyPair:input_type -> keyhold.v1.GenerateDataKeyPairRequest
+	6,  // 6: keyhold.v1.CryptographyService.GenerateDataKeyPairWithoutPlaintext:input_type -> keyhold.v1.GenerateDataKeyPairWithoutPlaintextRequest
+	7,  // 7: keyhold.v1.CryptographyService.GenerateRandom:input_type -> keyhold.v1.GenerateRandomRequest
+	8,  // 8: keyhold.v1.CryptographyService.Sign:input_type -> keyhold.v1.SignRequest
+	9,  // 9: keyhold.v1.CryptographyService.Verify:input_type -> keyhold.v1.VerifyRequest
+	10, // 10: keyhold.v1.CryptographyService.GetPublicKey:input_type -> keyhold.v1.GetPublicKeyRequest
+	11, // 11: keyhold.v1.CryptographyService.GenerateMac:input_type -> keyhold.v1.GenerateMacRequest
+	12, // 12: keyhold.v1.CryptographyService.VerifyMac:input_type -> keyhold.v1.VerifyMacRequest
+	13, // 13: keyhold.v1.CryptographyService.DeriveSharedSecret:input_type -> keyhold.v1.DeriveSharedSecretRequest
+	14, // 14: keyhold.v1.CryptographyService.WrapKey:input_type -> keyhold.v1.WrapKeyRequest
+	15, // 15: keyhold.v1.CryptographyService.UnwrapKey:input_type -> keyhold.v1.UnwrapKeyRequest
+	16, // 16: keyhold.v1.CryptographyService.ExportKey:input_type -> keyhold.v1.ExportKeyRequest
+	17, // 17: keyhold.v1.CryptographyService.Batch:input_type -> keyhold.v1.BatchRequest
+	18, // 18: keyhold.v1.CryptographyService.Encrypt:output_type -> keyhold.v1.EncryptResponse
+	19, // 19: keyhold.v1.CryptographyService.Decrypt:output_type -> keyhold.v1.DecryptResponse
+	20, // 20: keyhold.v1.CryptographyService.ReEncrypt:output_type -> keyhold.v1.ReEncryptResponse
+	21, // 21: keyhold.v1.CryptographyService.GenerateDataKey:output_type -> keyhold.v1.GenerateDataKeyResponse
+	22, // 22: keyhold.v1.CryptographyService.GenerateDataKeyWithoutPlaintext:output_type -> keyhold.v1.GenerateDataKeyWithoutPlaintextResponse
+	23, // 23: keyhold.v1.CryptographyService.GenerateDataKeyPair:output_type -> keyhold.v1.GenerateDataKeyPairResponse
+	24, // 24: keyhold.v1.CryptographyService.GenerateDataKeyPairWithoutPlaintext:output_type -> keyhold.v1.GenerateDataKeyPairWithoutPlaintextResponse
+	25, // 25: keyhold.v1.CryptographyService.GenerateRandom:output_type -> keyhold.v1.GenerateRandomResponse
+	26, // 26: keyhold.v1.CryptographyService.Sign:output_type -> keyhold.v1.SignResponse
+	27, // 27: keyhold.v1.CryptographyService.Verify:output_type -> keyhold.v1.VerifyResponse
+	28, // 28: keyhold.v1.CryptographyService.GetPublicKey:output_type -> keyhold.v1.GetPublicKeyResponse
+	29, // 29: keyhold.v1.CryptographyService.GenerateMac:output_type -> keyhold.v1.GenerateMacResponse
+	30, // 30: keyhold.v1.CryptographyService.VerifyMac:output_type -> keyhold.v1.VerifyMacResponse
+	31, // 31: keyhold.v1.CryptographyService.DeriveSharedSecret:output_type -> keyhold.v1.DeriveSharedSecretResponse
+	32, // 32: keyhold.v1.CryptographyService.WrapKey:output_type -> keyhold.v1.WrapKeyResponse
+	33, // 33: keyhold.v1.CryptographyService.UnwrapKey:output_type -> keyhold.v1.UnwrapKeyResponse
+	34, // 34: keyhold.v1.CryptographyService.ExportKey:output_type -> keyhold.v1.ExportKeyResponse
+	35, // 35: keyhold.v1.CryptographyService.Batch:output_type -> keyhold.v1.BatchResponse
+	18, // [18:36] is the sub-list for method output_type
+	0,  // [0:18] is the sub-list for method input_type
 	0,  // [0:0] is the sub-list for extension type_name
 	0,  // [0:0] is the sub-list for extension extendee
 	0,  // [0:0] is the sub-list for field type_name
@@ -160,6 +174,7 @@ func file_keyhold_v1_cryptography_service_proto_init() {
 	}
 	file_keyhold_v1_batch_proto_init()
 	file_keyhold_v1_cryptography_proto_init()
+	file_keyhold_v1_data_key_pairs_proto_init()
 	file_keyhold_v1_key_agreement_proto_init()
 	file_keyhold_v1_key_wrapping_proto_init()
 	file_keyhold_v1_options_proto_init()

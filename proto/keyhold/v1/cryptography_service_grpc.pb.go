@@ -19,22 +19,24 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	CryptographyService_Encrypt_FullMethodName                         = "/keyhold.v1.CryptographyService/Encrypt"
-	CryptographyService_Decrypt_FullMethodName                         = "/keyhold.v1.CryptographyService/Decrypt"
-	CryptographyService_ReEncrypt_FullMethodName                       = "/keyhold.v1.CryptographyService/ReEncrypt"
-	CryptographyService_GenerateDataKey_FullMethodName                 = "/keyhold.v1.CryptographyService/GenerateDataKey"
-	CryptographyService_GenerateDataKeyWithoutPlaintext_FullMethodName = "/keyhold.v1.CryptographyService/GenerateDataKeyWithoutPlaintext"
-	CryptographyService_GenerateRandom_FullMethodName                  = "/keyhold.v1.CryptographyService/GenerateRandom"
-	CryptographyService_Sign_FullMethodName                            = "/keyhold.v1.CryptographyService/Sign"
-	CryptographyService_Verify_FullMethodName                          = "/keyhold.v1.CryptographyService/Verify"
-	CryptographyService_GetPublicKey_FullMethodName                    = "/keyhold.v1.CryptographyService/GetPublicKey"
-	CryptographyService_GenerateMac_FullMethodName                     = "/keyhold.v1.CryptographyService/GenerateMac"
-	CryptographyService_VerifyMac_FullMethodName                       = "/keyhold.v1.CryptographyService/VerifyMac"
-	CryptographyService_DeriveSharedSecret_FullMethodName              = "/keyhold.v1.CryptographyService/DeriveSharedSecret"
-	CryptographyService_WrapKey_FullMethodName                         = "/keyhold.v1.CryptographyService/WrapKey"
-	CryptographyService_UnwrapKey_FullMethodName                       = "/keyhold.v1.CryptographyService/UnwrapKey"
-	CryptographyService_ExportKey_FullMethodName                       = "/keyhold.v1.CryptographyService/ExportKey"
-	CryptographyService_Batch_FullMethodName                           = "/keyhold.v1.CryptographyService/Batch"
+	CryptographyService_Encrypt_FullMethodName                             = "/keyhold.v1.CryptographyService/Encrypt"
+	CryptographyService_Decrypt_FullMethodName                             = "/keyhold.v1.CryptographyService/Decrypt"
+	CryptographyService_ReEncrypt_FullMethodName                           = "/keyhold.v1.CryptographyService/ReEncrypt"
+	CryptographyService_GenerateDataKey_FullMethodName                     = "/keyhold.v1.CryptographyService/GenerateDataKey"
+	CryptographyService_GenerateDataKeyWithoutPlaintext_FullMethodName     = "/keyhold.v1.CryptographyService/GenerateDataKeyWithoutPlaintext"
+	CryptographyService_GenerateDataKeyPair_FullMethodName                 = "/keyhold.v1.CryptographyService/GenerateDataKeyPair"
+	CryptographyService_GenerateDataKeyPairWithoutPlaintext_FullMethodName = "/keyhold.v1.CryptographyService/GenerateDataKeyPairWithoutPlaintext"
+	CryptographyService_GenerateRandom_FullMethodName                      = "/keyhold.v1.CryptographyService/GenerateRandom"
+	CryptographyService_Sign_FullMethodName                                = "/keyhold.v1.CryptographyService/Sign"
+	CryptographyService_Verify_FullMethodName                              = "/keyhold.v1.CryptographyService/Verify"
+	CryptographyService_GetPublicKey_FullMethodName                        = "/keyhold.v1.CryptographyService/GetPublicKey"
+	CryptographyService_GenerateMac_FullMethodName                         = "/keyhold.v1.CryptographyService/GenerateMac"
+	CryptographyService_VerifyMac_FullMethodName                           = "/keyhold.v1.CryptographyService/VerifyMac"
+	CryptographyService_DeriveSharedSecret_FullMethodName                  = "/keyhold.v1.CryptographyService/DeriveSharedSecret"
+	CryptographyService_WrapKey_FullMethodName                             = "/keyhold.v1.CryptographyService/WrapKey"
+	CryptographyService_UnwrapKey_FullMethodName                           = "/keyhold.v1.CryptographyService/UnwrapKey"
+	CryptographyService_ExportKey_FullMethodName                           = "/keyhold.v1.CryptographyService/ExportKey"
+	CryptographyService_Batch_FullMethodName                               = "/keyhold.v1.CryptographyService/Batch"
 )
 
 // CryptographyServiceClient is the client API for CryptographyService service.
@@ -70,6 +72,14 @@ type CryptographyServiceClient interface {
 	// GenerateDataKeyWithoutPlaintext is GenerateDataKey with the encrypted copy
 	// only.
 	GenerateDataKeyWithoutPlaintext(ctx context.Context, in *GenerateDataKeyWithoutPlaintextRequest, opts ...grpc.CallOption) (*GenerateDataKeyWithoutPlaintextResponse, error)
+	// GenerateDataKeyPair returns a new key pair for use outside the service: the
+	// public key, and the private key in the clear and encrypted under a symmetric
+	// key. The pair is made on the host, and its private key encrypted in the
+	// token.
+	GenerateDataKeyPair(ctx context.Context, in *GenerateDataKeyPairRequest, opts ...grpc.CallOption) (*GenerateDataKeyPairResponse, error)
+	// GenerateDataKeyPairWithoutPlaintext is GenerateDataKeyPair without the
+	// private key in the clear: Decrypt opens it when it is needed.
+	GenerateDataKeyPairWithoutPlaintext(ctx context.Context, in *GenerateDataKeyPairWithoutPlaintextRequest, opts ...grpc.CallOption) (*GenerateDataKeyPairWithoutPlaintextResponse, error)
 	// GenerateRandom returns random bytes from the token's generator.
 	GenerateRandom(ctx context.Context, in *GenerateRandomRequest, opts ...grpc.CallOption) (*GenerateRandomResponse, error)
 	// Sign signs a message of up to 4,096 bytes, or its digest, with the private
@@ -161,6 +171,26 @@ func (c *cryptographyServiceClient) GenerateDataKeyWithoutPlaintext(ctx context.
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GenerateDataKeyWithoutPlaintextResponse)
 	err := c.cc.Invoke(ctx, CryptographyService_GenerateDataKeyWithoutPlaintext_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptographyServiceClient) GenerateDataKeyPair(ctx context.Context, in *GenerateDataKeyPairRequest, opts ...grpc.CallOption) (*GenerateDataKeyPairResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GenerateDataKeyPairResponse)
+	err := c.cc.Invoke(ctx, CryptographyService_GenerateDataKeyPair_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptographyServiceClient) GenerateDataKeyPairWithoutPlaintext(ctx context.Context, in *GenerateDataKeyPairWithoutPlaintextRequest, opts ...grpc.CallOption) (*GenerateDataKeyPairWithoutPlaintextResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GenerateDataKeyPairWithoutPlaintextResponse)
+	err := c.cc.Invoke(ctx, CryptographyService_GenerateDataKeyPairWithoutPlaintext_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -310,6 +340,14 @@ type CryptographyServiceServer interface {
 	// GenerateDataKeyWithoutPlaintext is GenerateDataKey with the encrypted copy
 	// only.
 	GenerateDataKeyWithoutPlaintext(context.Context, *GenerateDataKeyWithoutPlaintextRequest) (*GenerateDataKeyWithoutPlaintextResponse, error)
+	// GenerateDataKeyPair returns a new key pair for use outside the service: the
+	// public key, and the private key in the clear and encrypted under a symmetric
+	// key. The pair is made on the host, and its private key encrypted in the
+	// token.
+	GenerateDataKeyPair(context.Context, *GenerateDataKeyPairRequest) (*GenerateDataKeyPairResponse, error)
+	// GenerateDataKeyPairWithoutPlaintext is GenerateDataKeyPair without the
+	// private key in the clear: Decrypt opens it when it is needed.
+	GenerateDataKeyPairWithoutPlaintext(context.Context, *GenerateDataKeyPairWithoutPlaintextRequest) (*GenerateDataKeyPairWithoutPlaintextResponse, error)
 	// GenerateRandom returns random bytes from the token's generator.
 	GenerateRandom(context.Context, *GenerateRandomRequest) (*GenerateRandomResponse, error)
 	// Sign signs a message of up to 4,096 bytes, or its digest, with the private
@@ -371,6 +409,12 @@ func (UnimplementedCryptographyServiceServer) GenerateDataKey(context.Context, *
 }
 func (UnimplementedCryptographyServiceServer) GenerateDataKeyWithoutPlaintext(context.Context, *GenerateDataKeyWithoutPlaintextRequest) (*GenerateDataKeyWithoutPlaintextResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GenerateDataKeyWithoutPlaintext not implemented")
+}
+func (UnimplementedCryptographyServiceServer) GenerateDataKeyPair(context.Context, *GenerateDataKeyPairRequest) (*GenerateDataKeyPairResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GenerateDataKeyPair not implemented")
+}
+func (UnimplementedCryptographyServiceServer) GenerateDataKeyPairWithoutPlaintext(context.Context, *GenerateDataKeyPairWithoutPlaintextRequest) (*GenerateDataKeyPairWithoutPlaintextResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GenerateDataKeyPairWithoutPlaintext not implemented")
 }
 func (UnimplementedCryptographyServiceServer) GenerateRandom(context.Context, *GenerateRandomRequest) (*GenerateRandomResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GenerateRandom not implemented")
@@ -512,6 +556,42 @@ func _CryptographyService_GenerateDataKeyWithoutPlaintext_Handler(srv interface{
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(CryptographyServiceServer).GenerateDataKeyWithoutPlaintext(ctx, req.(*GenerateDataKeyWithoutPlaintextRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _CryptographyService_GenerateDataKeyPair_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GenerateDataKeyPairRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptographyServiceServer).GenerateDataKeyPair(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CryptographyService_GenerateDataKeyPair_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptographyServiceServer).GenerateDataKeyPair(ctx, req.(*GenerateDataKeyPairRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _CryptographyService_GenerateDataKeyPairWithoutPlaintext_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GenerateDataKeyPairWithoutPlaintextRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptographyServiceServer).GenerateDataKeyPairWithoutPlaintext(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CryptographyService_GenerateDataKeyPairWithoutPlaintext_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptographyServiceServer).GenerateDataKeyPairWithoutPlaintext(ctx, req.(*GenerateDataKeyPairWithoutPlaintextRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -740,6 +820,14 @@ var CryptographyService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GenerateDataKeyWithoutPlaintext",
 			Handler:    _CryptographyService_GenerateDataKeyWithoutPlaintext_Handler,
+		},
+		{
+			MethodName: "GenerateDataKeyPair",
+			Handler:    _CryptographyService_GenerateDataKeyPair_Handler,
+		},
+		{
+			MethodName: "GenerateDataKeyPairWithoutPlaintext",
+			Handler:    _CryptographyService_GenerateDataKeyPairWithoutPlaintext_Handler,
 		},
 		{
 			MethodName: "GenerateRandom",

@@ -778,6 +778,87 @@ func (MessageType) EnumDescriptor() ([]byte, []int) {
 	return file_keyhold_v1_types_proto_rawDescGZIP(), []int{11}
 }
 
+// DataKeyPairSpec is the type of a data key pair.
+type DataKeyPairSpec int32
+
+const (
+	// Not said; refused.
+	DataKeyPairSpec_DATA_KEY_PAIR_SPEC_UNSPECIFIED DataKeyPairSpec = 0
+	// RSA, 2048-bit modulus.
+	DataKeyPairSpec_DATA_KEY_PAIR_SPEC_RSA_2048 DataKeyPairSpec = 1
+	// RSA, 3072-bit modulus.
+	DataKeyPairSpec_DATA_KEY_PAIR_SPEC_RSA_3072 DataKeyPairSpec = 2
+	// RSA, 4096-bit modulus.
+	DataKeyPairSpec_DATA_KEY_PAIR_SPEC_RSA_4096 DataKeyPairSpec = 3
+	// NIST P-256 (secp256r1).
+	DataKeyPairSpec_DATA_KEY_PAIR_SPEC_ECC_NIST_P256 DataKeyPairSpec = 4
+	// NIST P-384 (secp384r1).
+	DataKeyPairSpec_DATA_KEY_PAIR_SPEC_ECC_NIST_P384 DataKeyPairSpec = 5
+	// NIST P-521 (secp521r1).
+	DataKeyPairSpec_DATA_KEY_PAIR_SPEC_ECC_NIST_P521 DataKeyPairSpec = 6
+	// secp256k1.
+	DataKeyPairSpec_DATA_KEY_PAIR_SPEC_ECC_SECG_P256K1 DataKeyPairSpec = 7
+	// SM2, which the service does not make: UnsupportedOperationException.
+	DataKeyPairSpec_DATA_KEY_PAIR_SPEC_SM2 DataKeyPairSpec = 8
+	// Ed25519.
+	DataKeyPairSpec_DATA_KEY_PAIR_SPEC_ECC_NIST_EDWARDS25519 DataKeyPairSpec = 9
+)
+
+// Enum value maps for DataKeyPairSpec.
+var (
+	DataKeyPairSpec_name = map[int32]string{
+		0: "DATA_KEY_PAIR_SPEC_UNSPECIFIED",
+		1: "DATA_KEY_PAIR_SPEC_RSA_2048",
+		2: "DATA_KEY_PAIR_SPEC_RSA_3072",
+		3: "DATA_KEY_PAIR_SPEC_RSA_4096",
+		4: "DATA_KEY_PAIR_SPEC_ECC_NIST_P256",
+		5: "DATA_KEY_PAIR_SPEC_ECC_NIST_P384",
+		6: "DATA_KEY_PAIR_SPEC_ECC_NIST_P521",
+		7: "DATA_KEY_PAIR_SPEC_ECC_SECG_P256K1",
+		8: "DATA_KEY_PAIR_SPEC_SM2",
+		9: "DATA_KEY_PAIR_SPEC_ECC_NIST_EDWARDS25519",
+	}
+	DataKeyPairSpec_value = map[string]int32{
+		"DATA_KEY_PAIR_SPEC_UNSPECIFIED":           0,
+		"DATA_KEY_PAIR_SPEC_RSA_2048":              1,
+		"DATA_KEY_PAIR_SPEC_RSA_3072":              2,
+		"DATA_KEY_PAIR_SPEC_RSA_4096":              3,
+		"DATA_KEY_PAIR_SPEC_ECC_NIST_P256":         4,
+		"DATA_KEY_PAIR_SPEC_ECC_NIST_P384":         5,
+		"DATA_KEY_PAIR_SPEC_ECC_NIST_P521":         6,
+		"DATA_KEY_PAIR_SPEC_ECC_SECG_P256K1":       7,
+		"DATA_KEY_PAIR_SPEC_SM2":                   8,
+		"DATA_KEY_PAIR_SPEC_ECC_NIST_EDWARDS25519": 9,
+	}
+)
+
+func (x DataKeyPairSpec) Enum() *DataKeyPairSpec {
+	p := new(DataKeyPairSpec)
+	*p = x
+	return p
+}
+
+func (x DataKeyPairSpec) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DataKeyPairSpec) Descriptor() protoreflect.EnumDescriptor {
+	return file_keyhold_v1_types_proto_enumTypes[12].Descriptor()
+}
+
+func (DataKeyPairSpec) Type() protoreflect.EnumType {
+	return &file_keyhold_v1_types_proto_enumTypes[12]
+}
+
+func (x DataKeyPairSpec) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DataKeyPairSpec.Descriptor instead.
+func (DataKeyPairSpec) EnumDescriptor() ([]byte, []int) {
+	return file_keyhold_v1_types_proto_rawDescGZIP(), []int{12}
+}
+
 // DataKeySpec is the length of a symmetric data key.
 type DataKeySpec int32
 
@@ -815,11 +896,11 @@ func (x DataKeySpec) String() string {
 }
 
 func (DataKeySpec) Descriptor() protoreflect.EnumDescriptor {
-	return file_keyhold_v1_types_proto_enumTypes[12].Descriptor()
+	return file_keyhold_v1_types_proto_enumTypes[13].Descriptor()
 }
 
 func (DataKeySpec) Type() protoreflect.EnumType {
-	return &file_keyhold_v1_types_proto_enumTypes[12]
+	return &file_keyhold_v1_types_proto_enumTypes[13]
 }
 
 func (x DataKeySpec) Number() protoreflect.EnumNumber {
@@ -828,7 +909,7 @@ func (x DataKeySpec) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DataKeySpec.Descriptor instead.
 func (DataKeySpec) EnumDescriptor() ([]byte, []int) {
-	return file_keyhold_v1_types_proto_rawDescGZIP(), []int{12}
+	return file_keyhold_v1_types_proto_rawDescGZIP(), []int{13}
 }
 
 // Tag is a key-value label on a KMS key.
@@ -1370,7 +1451,18 @@ const file_keyhold_v1_types_proto_rawDesc = "" +
 	"\vMessageType\x12\x1c\n" +
 	"\x18MESSAGE_TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10MESSAGE_TYPE_RAW\x10\x01\x12\x17\n" +
-	"\x13MESSAGE_TYPE_DIGEST\x10\x02*b\n" +
+	"\x13MESSAGE_TYPE_DIGEST\x10\x02*\xfc\x02\n" +
+	"\x0fDataKeyPairSpec\x12\"\n" +
+	"\x1eDATA_KEY_PAIR_SPEC_UNSPECIFIED\x10\x00\x12\x1f\n" +
+	"\x1bDATA_KEY_PAIR_SPEC_RSA_2048\x10\x01\x12\x1f\n" +
+	"\x1bDATA_KEY_PAIR_SPEC_RSA_3072\x10\x02\x12\x1f\n" +
+	"\x1bDATA_KEY_PAIR_SPEC_RSA_4096\x10\x03\x12$\n" +
+	" DATA_KEY_PAIR_SPEC_ECC_NIST_P256\x10\x04\x12$\n" +
+	" DATA_KEY_PAIR_SPEC_ECC_NIST_P384\x10\x05\x12$\n" +
+	" DATA_KEY_PAIR_SPEC_ECC_NIST_P521\x10\x06\x12&\n" +
+	"\"DATA_KEY_PAIR_SPEC_ECC_SECG_P256K1\x10\a\x12\x1a\n" +
+	"\x16DATA_KEY_PAIR_SPEC_SM2\x10\b\x12,\n" +
+	"(DATA_KEY_PAIR_SPEC_ECC_NIST_EDWARDS25519\x10\t*b\n" +
 	"\vDataKeySpec\x12\x1d\n" +
 	"\x19DATA_KEY_SPEC_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15DATA_KEY_SPEC_AES_256\x10\x01\x12\x19\n" +
@@ -1388,7 +1480,7 @@ func file_keyhold_v1_types_proto_rawDescGZIP() []byte {
 	return file_keyhold_v1_types_proto_rawDescData
 }
 
-var file_keyhold_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
+var file_keyhold_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 14)
 var file_keyhold_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_keyhold_v1_types_proto_goTypes = []any{
 	(KeySpec)(0),                   // 0: keyhold.v1.KeySpec
@@ -1403,18 +1495,19 @@ var file_keyhold_v1_types_proto_goTypes = []any{
 	(KeyAgreementAlgorithmSpec)(0), // 9: keyhold.v1.KeyAgreementAlgorithmSpec
 	(WrappingAlgorithmSpec)(0),     // 10: keyhold.v1.WrappingAlgorithmSpec
 	(MessageType)(0),               // 11: keyhold.v1.MessageType
-	(DataKeySpec)(0),               // 12: keyhold.v1.DataKeySpec
-	(*Tag)(nil),                    // 13: keyhold.v1.Tag
-	(*KeyMetadata)(nil),            // 14: keyhold.v1.KeyMetadata
-	(*KeyListEntry)(nil),           // 15: keyhold.v1.KeyListEntry
-	(*AliasListEntry)(nil),         // 16: keyhold.v1.AliasListEntry
-	(*timestamppb.Timestamp)(nil),  // 17: google.protobuf.Timestamp
+	(DataKeyPairSpec)(0),           // 12: keyhold.v1.DataKeyPairSpec
+	(DataKeySpec)(0),               // 13: keyhold.v1.DataKeySpec
+	(*Tag)(nil),                    // 14: keyhold.v1.Tag
+	(*KeyMetadata)(nil),            // 15: keyhold.v1.KeyMetadata
+	(*KeyListEntry)(nil),           // 16: keyhold.v1.KeyListEntry
+	(*AliasListEntry)(nil),         // 17: keyhold.v1.AliasListEntry
+	(*timestamppb.Timestamp)(nil),  // 18: google.protobuf.Timestamp
 }
 var file_keyhold_v1_types_proto_depIdxs = []int32{
-	17, // 0: keyhold.v1.KeyMetadata.creation_date:type_name -> google.protobuf.Timestamp
+	18, // 0: keyhold.v1.KeyMetadata.creation_date:type_name -> google.protobuf.Timestamp
 	1,  // 1: keyhold.v1.KeyMetadata.key_usage:type_name -> keyhold.v1.KeyUsageType
 	2,  // 2: keyhold.v1.KeyMetadata.key_state:type_name -> keyhold.v1.KeyState
-	17, // 3: keyhold.v1.KeyMetadata.deletion_date:type_name -> google.protobuf.Timestamp
+	18, // 3: keyhold.v1.KeyMetadata.deletion_date:type_name -> google.protobuf.Timestamp
 	3,  // 4: keyhold.v1.KeyMetadata.origin:type_name -> keyhold.v1.OriginType
 	4,  // 5: keyhold.v1.KeyMetadata.key_manager:type_name -> keyhold.v1.KeyManagerType
 	0,  // 6: keyhold.v1.KeyMetadata.key_spec:type_name -> keyhold.v1.KeySpec
@@ -1424,8 +1517,8 @@ var file_keyhold_v1_types_proto_depIdxs = []int32{
 	9,  // 10: keyhold.v1.KeyMetadata.key_agreement_algorithms:type_name -> keyhold.v1.KeyAgreementAlgorithmSpec
 	5,  // 11: keyhold.v1.KeyMetadata.key_custody:type_name -> keyhold.v1.KeyCustodyType
 	10, // 12: keyhold.v1.KeyMetadata.wrapping_algorithms:type_name -> keyhold.v1.WrappingAlgorithmSpec
-	17, // 13: keyhold.v1.AliasListEntry.creation_date:type_name -> google.protobuf.Timestamp
-	17, // 14: keyhold.v1.AliasListEntry.last_updated_date:type_name -> google.protobuf.Timestamp
+	18, // 13: keyhold.v1.AliasListEntry.creation_date:type_name -> google.protobuf.Timestamp
+	18, // 14: keyhold.v1.AliasListEntry.last_updated_date:type_name -> google.protobuf.Timestamp
 	15, // [15:15] is the sub-list for method output_type
 	15, // [15:15] is the sub-list for method input_type
 	15, // [15:15] is the sub-list for extension type_name
@@ -1446,7 +1539,7 @@ func file_keyhold_v1_types_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keyhold_v1_types_proto_rawDesc), len(file_keyhold_v1_types_proto_rawDesc)),
-			NumEnums:      13,
+			NumEnums:      14,
 			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
