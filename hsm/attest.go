@@ -28,19 +28,22 @@ type Attestation struct {
 	MechanismsLocked bool
 	Modifiable       bool
 
+	// UnwrapLimited and WrapLimited, of wrapping keys: CKA_UNWRAP_TEMPLATE and CKA_WRAP_TEMPLATE are in place, and the token enforces them.
+	UnwrapLimited, WrapLimited bool
+
 	TokenLabel, TokenSerial, TokenModel, TokenManufacturer, TokenFirmware string
 }
 
-// proven tells whether the key was made in the token and can never leave it.
-func (a *Attestation) proven() error {
+// proven tells whether the key was made in the token and can never leave it, or can leave it wrapped alone if it is to be exportable.
+func (a *Attestation) proven(exportable bool) error {
 	for _, c := range []struct {
 		name      string
 		got, want bool
 	}{
 		{"CKA_SENSITIVE", a.Sensitive, true},
 		{"CKA_ALWAYS_SENSITIVE", a.AlwaysSensitive, true},
-		{"CKA_EXTRACTABLE", a.Extractable, false},
-		{"CKA_NEVER_EXTRACTABLE", a.NeverExtractable, true},
+		{"CKA_EXTRACTABLE", a.Extractable, exportable},
+		{"CKA_NEVER_EXTRACTABLE", a.NeverExtractable, !exportable},
 		{"CKA_LOCAL", a.Local, true},
 		{"CKA_PRIVATE", a.Private, true},
 		{"CKA_MODIFIABLE without enforced CKA_ALLOWED_MECHANISMS", a.Modifiable && !a.MechanismsLocked, false},
@@ -79,8 +82,13 @@ func (s *session) attest(req GenerateRequest, info specInfo, secret, public pkcs
 			return nil, err
 		}
 	}
-	if err := a.proven(); err != nil {
+	if err := a.proven(req.Exportable); err != nil {
 		return nil, err
+	}
+	if req.Purpose == PurposeWrap {
+		if err := s.attestTemplates(secret, a); err != nil {
+			return nil, err
+		}
 	}
 	if !info.asymmetric() {
 		return a, nil
@@ -91,6 +99,29 @@ func (s *session) attest(req GenerateRequest, info specInfo, secret, public pkcs
 	}
 	a.PublicKey = key.SPKI()
 	return a, nil
+}
+
+// attestTemplates reads the templates of a new wrapping key back.
+func (s *session) attestTemplates(h pkcs11.ObjectHandle, a *Attestation) error {
+	caps := s.token().caps.Load()
+	a.UnwrapLimited, a.WrapLimited = caps.Wrapping.UnwrapTemplate, caps.Wrapping.WrapTemplate
+	if err := s.checkTemplates(h, &caps.Wrapping); err != nil {
+		return custody("read back a new key", err)
+	}
+	return nil
+}
+
+// checkTemplates checks that a wrapping key has the templates that the token enforces.
+func (s *session) checkTemplates(h pkcs11.ObjectHandle, w *WrapCapability) error {
+	if w.UnwrapTemplate {
+		if err := s.checkTemplate(h, pkcs11.CKA_UNWRAP_TEMPLATE, unwrapItems()); err != nil {
+			return err
+		}
+	}
+	if w.WrapTemplate {
+		return s.checkTemplate(h, pkcs11.CKA_WRAP_TEMPLATE, wrapItems())
+	}
+	return nil
 }
 
 // custody reports that a key could not be proven, unless the token just went away.

@@ -117,3 +117,46 @@ func cpuTime() time.Duration {
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
+
+// BenchmarkWrap wraps and unwraps 32 bytes and 4 KiB, good and bad, on the token's object and on a session copy.
+func BenchmarkWrap(b *testing.B) {
+	for _, copies := range []int{-1, 16} {
+		for _, n := range []int{32, MaxWrapBytes} {
+			for _, what := range []string{"wrap", "unwrap", "bad"} {
+				b.Run(fmt.Sprintf("copies=%t/bytes=%d/%s", copies > 0, n, what), func(b *testing.B) { benchmarkWrap(b, copies, n, what) })
+			}
+		}
+	}
+}
+
+func benchmarkWrap(b *testing.B, copies, n int, what string) {
+	w := newWorld(b, false)
+	w.moveTo(b)
+	cfg := w.token("alpha")
+	cfg.MaxCopies, cfg.HealthInterval = copies, time.Hour
+	tok := w.ready(cfg)
+	k := wrapKey(b, tok, "kek")
+	plaintext := make([]byte, n)
+	wrapped, err := k.WrapBytes(ctx(b), AESKWP, plaintext)
+	check(b, err)
+	if copies > 0 {
+		until(b, "the key is copied", func() bool { wraps(b, k); return tok.Status().Copies == 1 })
+	}
+	if what == "bad" {
+		wrapped[0] ^= 1
+	}
+	before := cpuTime()
+	b.ResetTimer()
+	for range b.N {
+		if what == "wrap" {
+			_, err = k.WrapBytes(b.Context(), AESKWP, plaintext)
+		} else {
+			_, err = k.UnwrapBytes(b.Context(), AESKWP, wrapped)
+		}
+		if (err != nil) != (what == "bad") {
+			b.Fatal(err)
+		}
+	}
+	b.StopTimer()
+	b.ReportMetric(float64(cpuTime()-before)/float64(b.N)/1e3, "cpu-us/op")
+}

@@ -7,7 +7,7 @@ import (
 )
 
 // capabilitiesFormat is the version of Capabilities as caches keep it, and of the probe that fills it. Change it with either.
-const capabilitiesFormat = 1
+const capabilitiesFormat = 2
 
 // Capabilities is what a token has shown that it can do, by known-answer calls and not by its own account. It is read-only and may be kept as
 // JSON (see [ProbeCache]).
@@ -31,6 +31,8 @@ type Capabilities struct {
 	OAEPSHA256 string `json:"oaepSha256"`
 	// DERPoints: ECDH takes the peer's point as a DER OCTET STRING, not raw.
 	DERPoints bool `json:"derPoints,omitempty"`
+	// Wrapping says how the token wraps keys.
+	Wrapping WrapCapability `json:"wrapping"`
 	// Reasons says why what is not offered is not, by the JSON name of the member.
 	Reasons map[string]string `json:"reasons,omitempty"`
 }
@@ -42,6 +44,26 @@ type SpecCapability struct {
 	Generate Proof `json:"generate"`
 	// Operations tells what keys of the spec can do, by the names of AWS KMS.
 	Operations map[string]Proof `json:"operations"`
+}
+
+// WrapCapability is what was proven about AES key wrap, by known answers of host code.
+type WrapCapability struct {
+	// KW: RFC 3394, both ways.
+	KW Proof `json:"kw"`
+	// KWPMechanism is the number of the mechanism that does RFC 5649 here: CKM_AES_KEY_WRAP_KWP of PKCS#11 v3.0, or CKM_AES_KEY_WRAP_PAD, which is
+	// RFC 5649 on some tokens and something else on others. 0 when none does.
+	KWPMechanism uint `json:"kwpMechanism,omitempty"`
+	// What it does of RFC 5649: wrapping multiples of 8 bytes, wrapping other lengths, unwrapping any length.
+	KWPWrapsEights Proof `json:"kwpWrapsEights"`
+	KWPWrapsOdd    Proof `json:"kwpWrapsOdd"`
+	KWPUnwraps     Proof `json:"kwpUnwraps"`
+	// UnwrapTemplate and WrapTemplate: the token takes such templates of a wrapping key, and enforces each attribute in them.
+	UnwrapTemplate bool `json:"unwrapTemplate"`
+	WrapTemplate   bool `json:"wrapTemplate"`
+	// SessionSurvives: after a blob that did not unwrap the session works on.
+	SessionSurvives bool `json:"sessionSurvives"`
+	// Copies: session copies of wrapping keys are limited as their originals are.
+	Copies bool `json:"copies"`
 }
 
 // Proof says whether something was proven, how, and why not.
@@ -74,7 +96,8 @@ func (c Capabilities) Operation(spec KeySpec, name string) Proof {
 }
 
 // CanGenerate tells whether the token can generate and use keys of the spec for the purpose: nil, or an error that matches [ErrUnsupported]
-// and says why not. A key for signing needs every algorithm of its spec but Ed25519ph, one for decryption both hashes.
+// and says why not. A key for signing needs every algorithm of its spec but Ed25519ph, one for decryption both hashes, one for wrapping either
+// algorithm.
 func (c Capabilities) CanGenerate(spec KeySpec, purpose Purpose) error {
 	info, ok := spec.info()
 	if !ok || !info.can(purpose) {
@@ -87,12 +110,52 @@ func (c Capabilities) CanGenerate(spec KeySpec, purpose Purpose) error {
 	if !sc.Generate.OK {
 		return fmt.Errorf("%w: %s: %s", ErrUnsupported, spec, sc.Generate.Why)
 	}
+	if purpose == PurposeWrap && (sc.Operations[OpKWP].OK || sc.Operations[OpKW].OK) {
+		return nil
+	}
 	for _, name := range spec.operations(purpose) {
 		if p := sc.Operations[name]; !p.OK && name != algEd25519ph.String() {
 			return fmt.Errorf("%w: %s with %s: %s", ErrUnsupported, name, spec, p.Why)
 		}
 	}
 	return nil
+}
+
+// CanWrap tells whether the token can wrap n bytes by the algorithm: nil, ErrInvalidInput for lengths that it does not have, ErrUnavailable when
+// that is not known yet, or an error that matches [ErrUnsupported] and says why not.
+func (c Capabilities) CanWrap(alg WrapAlgorithm, n int) error {
+	if err := alg.takes(n); err != nil {
+		return err
+	}
+	if len(c.Specs) == 0 {
+		return unavailable("the token has not been probed")
+	}
+	if _, err := c.wrapMechanism(alg); err != nil {
+		return err
+	}
+	if odd := c.Wrapping.KWPWrapsOdd; alg == AESKWP && n%wrapBlock != 0 && !odd.OK {
+		return fmt.Errorf("%w: %s of %d bytes by %s: %s; wrap a multiple of %d bytes", ErrUnsupported, alg, n, kwpName(c.Wrapping.KWPMechanism), odd.Why, wrapBlock)
+	}
+	return nil
+}
+
+// kwpName names a mechanism that may be RFC 5649.
+func kwpName(mechanism uint) string {
+	if mechanism == ckmAESKeyWrapPad {
+		return "CKM_AES_KEY_WRAP_PAD"
+	}
+	return "CKM_AES_KEY_WRAP_KWP"
+}
+
+// wrapMechanism returns the mechanism by which the token does the algorithm.
+func (c Capabilities) wrapMechanism(alg WrapAlgorithm) (uint, error) {
+	if p := c.Operation(AES256, alg.String()); !p.OK {
+		return 0, fmt.Errorf("%w: %s: %s", ErrUnsupported, alg, p.Why)
+	}
+	if alg == AESKW {
+		return ckmAESKeyWrap, nil
+	}
+	return c.Wrapping.KWPMechanism, nil
 }
 
 // Missing lists what the token was not able to prove, for operators: one line each, sorted.

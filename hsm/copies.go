@@ -205,10 +205,12 @@ func (w *worker) tendCopies() {
 // copyKey makes one session copy, and proves that it guards the key as its original does.
 func (w *worker) copyKey(name objectName, original pkcs11.ObjectHandle) {
 	c := w.c
-	h, err := w.s.p.CopyObject(w.s.h, original, []*pkcs11.Attribute{
-		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false),
-		pkcs11.NewAttribute(pkcs11.CKA_MODIFIABLE, false),
-	})
+	exportable, err := w.s.flag(original, pkcs11.CKA_EXTRACTABLE)
+	if err != nil {
+		w.copyFailed(name, err)
+		return
+	}
+	h, err := w.s.p.CopyObject(w.s.h, original, copyTemplate(exportable))
 	if err != nil {
 		w.copyFailed(name, callError("C_CopyObject", err))
 		return
@@ -222,6 +224,16 @@ func (w *worker) copyKey(name objectName, original pkcs11.ObjectHandle) {
 	if !c.copies.put(name, original, h) {
 		_ = w.s.p.DestroyObject(w.s.h, h)
 	}
+}
+
+// copyTemplate is what a session copy has otherwise than its original. The copy of an exportable key cannot be exported; of another key SoftHSM
+// refuses to set what is set already.
+func copyTemplate(exportable bool) []*pkcs11.Attribute {
+	t := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false)}
+	if exportable {
+		t = append(t, pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false))
+	}
+	return append(t, pkcs11.NewAttribute(pkcs11.CKA_MODIFIABLE, false)) // last: SoftHSM applies attributes in order
 }
 
 // copyFailed says what comes of a key that was not copied.
@@ -263,6 +275,14 @@ func (w *worker) checkCopy(h pkcs11.ObjectHandle) error {
 		if v := got[i].Value; len(v) != 1 || (v[0] != 0) != a.value {
 			return &attributeError{a.name}
 		}
+	}
+	switch wraps, err := w.s.flag(h, pkcs11.CKA_UNWRAP); {
+	case isCode(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID):
+		return nil
+	case err != nil:
+		return err
+	case wraps:
+		return w.s.checkTemplates(h, &w.c.t.caps.Load().Wrapping)
 	}
 	return nil
 }

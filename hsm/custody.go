@@ -51,11 +51,19 @@ const (
 
 // Proven returns nil when the token says that the object was generated inside it, and has never been and can never be taken out in the clear.
 // Otherwise the error matches ErrCustody and names every attribute that says otherwise.
-func (c *ObjectCustody) Proven() error {
+func (c *ObjectCustody) Proven() error { return c.proven() }
+
+// ProvenExportable is Proven but for that the object may leave the token wrapped, now or before.
+func (c *ObjectCustody) ProvenExportable() error {
+	return c.proven(pkcs11.CKA_EXTRACTABLE, pkcs11.CKA_NEVER_EXTRACTABLE)
+}
+
+// proven wants all attributes to be as they should, but for those.
+func (c *ObjectCustody) proven(but ...uint) error {
 	var wrong []string
 	for _, a := range c.attributes() {
 		switch {
-		case a.want == mayBeEither:
+		case a.want == mayBeEither || slices.Contains(but, a.number):
 		case slices.Contains(c.Untold, a.name):
 			wrong = append(wrong, a.name+" is not told")
 		case *a.value != (a.want == mustBeTrue):

@@ -1,4 +1,5 @@
-// Package hsm uses the keys inside a PKCS#11 token: it keeps a token in service, and generates, uses and destroys keys that never leave it.
+// Package hsm uses the keys inside a PKCS#11 token: it keeps a token in service, and generates, uses and destroys keys that never leave it,
+// but wrapped, and only when they were made for that.
 //
 // # What it promises
 //

@@ -23,6 +23,8 @@ var (
 	ErrUnsupported = errors.New("hsm: not supported by this token")
 	// ErrCustody means that the token could not prove that a new key is sensitive, generated inside, and never extractable.
 	ErrCustody = errors.New("hsm: the token does not prove the custody of the key")
+	// ErrNotExtractable means that the token does not let the key be wrapped: it was not made to be exported.
+	ErrNotExtractable = errors.New("hsm: the key cannot leave the token")
 	// ErrInvalidInput means that the caller broke a limit of the operation. The token was not asked.
 	ErrInvalidInput = errors.New("hsm: invalid input")
 )
@@ -101,7 +103,7 @@ func classOf(rv uint) class {
 		// An operation of an earlier call is still active, or ours was lost: either way this session cannot be trusted any more.
 		pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED:
 		return classSession
-	case pkcs11.CKR_OBJECT_HANDLE_INVALID, pkcs11.CKR_KEY_HANDLE_INVALID:
+	case pkcs11.CKR_OBJECT_HANDLE_INVALID, pkcs11.CKR_KEY_HANDLE_INVALID, pkcs11.CKR_WRAPPING_KEY_HANDLE_INVALID, pkcs11.CKR_UNWRAPPING_KEY_HANDLE_INVALID:
 		return classHandle
 	case pkcs11.CKR_USER_NOT_LOGGED_IN:
 		return classLogin
@@ -143,6 +145,8 @@ func kindOf(rv uint) error {
 	case pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_MECHANISM_PARAM_INVALID, pkcs11.CKR_FUNCTION_NOT_SUPPORTED, pkcs11.CKR_DOMAIN_PARAMS_INVALID,
 		pkcs11.CKR_CURVE_NOT_SUPPORTED:
 		return ErrUnsupported
+	case pkcs11.CKR_KEY_UNEXTRACTABLE, pkcs11.CKR_KEY_NOT_WRAPPABLE:
+		return ErrNotExtractable
 	}
 	return nil
 }

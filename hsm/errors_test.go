@@ -24,10 +24,11 @@ func TestErrorKinds(t *testing.T) {
 		pkcs11.CKR_DEVICE_REMOVED: ErrUnavailable, pkcs11.CKR_SESSION_HANDLE_INVALID: ErrUnavailable, pkcs11.CKR_USER_NOT_LOGGED_IN: ErrUnavailable,
 		pkcs11.CKR_PIN_LOCKED: ErrUnavailable, pkcs11.CKR_SESSION_COUNT: ErrUnavailable, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED: ErrUnavailable,
 		pkcs11.CKR_MECHANISM_INVALID: ErrUnsupported, pkcs11.CKR_FUNCTION_NOT_SUPPORTED: ErrUnsupported,
+		pkcs11.CKR_KEY_UNEXTRACTABLE: ErrNotExtractable, pkcs11.CKR_KEY_NOT_WRAPPABLE: ErrNotExtractable, pkcs11.CKR_UNWRAPPING_KEY_HANDLE_INVALID: nil,
 		pkcs11.CKR_DATA_LEN_RANGE: nil, pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED: nil, pkcs11.CKR_OBJECT_HANDLE_INVALID: nil,
 	} {
 		err := fmt.Errorf("doing: %w", callError("C_X", pkcs11.Error(rv)))
-		for _, kind := range []error{ErrUnavailable, ErrUnsupported, ErrAuthentication, ErrKeyNotFound} {
+		for _, kind := range []error{ErrUnavailable, ErrUnsupported, ErrAuthentication, ErrKeyNotFound, ErrNotExtractable} {
 			if got := errors.Is(err, kind); got != (kind == want) {
 				t.Errorf("%s is %v: %v", CodeName(rv), kind, got)
 			}

@@ -17,12 +17,17 @@ type GenerateRequest struct {
 	Purpose Purpose
 	ID      []byte // CKA_ID, 1 to MaxIDBytes, unique in the token
 	Label   string // CKA_LABEL, 1 to MaxKeyLabel bytes; Destroy wants it again
+
+	// Exportable makes a key that [Key.WrapKey] takes: CKA_EXTRACTABLE is true for ever. Only for secret keys, and not for PurposeWrap.
+	Exportable bool
 }
 
 // Generate makes a key in the token and returns what the token says about it. When it returns nil the key
 //
-//   - was generated in the token, is sensitive, private, has never been and can never be extractable: read back and proven;
+//   - was generated in the token, is sensitive, private, and, unless it was to be exportable, has never been and can never be extractable: read
+//     back and proven;
 //   - may do what its purpose needs and nothing else, by usages and, where the token enforces it, by CKA_ALLOWED_MECHANISMS;
+//   - if it is for wrapping: wraps secret keys alone, and unwraps to session objects that can be read alone, where the token enforces templates;
 //   - has passed a pairwise test with host code;
 //   - is durable, as far as the token lets one know (SoftHSM: its files are synced).
 //
@@ -35,6 +40,8 @@ func (t *Token) Generate(ctx context.Context, req GenerateRequest) (*Attestation
 	switch {
 	case !ok || !info.can(req.Purpose):
 		return nil, fmt.Errorf("%w: there are no keys of spec %s for %s", ErrInvalidInput, req.Spec, req.Purpose)
+	case req.Exportable && (info.asymmetric() || req.Purpose == PurposeWrap):
+		return nil, fmt.Errorf("%w: keys of spec %s for %s are not exportable", ErrInvalidInput, req.Spec, req.Purpose)
 	case len(req.ID) == 0 || len(req.ID) > MaxIDBytes:
 		return nil, fmt.Errorf("%w: CKA_ID of %d bytes, want 1 to %d", ErrInvalidInput, len(req.ID), MaxIDBytes)
 	case req.Label == "" || len(req.Label) > MaxKeyLabel:
@@ -203,6 +210,15 @@ func allowedMechanisms(info specInfo, p Purpose, caps *Capabilities) []uint {
 		return []uint{info.hmac}
 	case PurposeDerive:
 		return []uint{pkcs11.CKM_ECDH1_DERIVE}
+	case PurposeWrap:
+		var all []uint
+		if caps.Wrapping.KW.OK {
+			all = append(all, ckmAESKeyWrap)
+		}
+		if caps.Wrapping.KWPMechanism != 0 {
+			all = append(all, caps.Wrapping.KWPMechanism)
+		}
+		return all
 	case PurposeDecrypt:
 		var all []uint
 		if caps.OAEPSHA1 == oaepInToken || caps.OAEPSHA256 == oaepInToken {
@@ -237,10 +253,10 @@ func templates(req GenerateRequest, info specInfo, caps *Capabilities, token boo
 	}
 	private = append(common(info.class()),
 		attr(pkcs11.CKA_PRIVATE, true), // SoftHSM keeps PRIVATE=false objects in the clear, sensitive or not
-		attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_EXTRACTABLE, false),
+		attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_EXTRACTABLE, req.Exportable),
 		attr(pkcs11.CKA_DECRYPT, req.Purpose == PurposeSeal || req.Purpose == PurposeDecrypt),
 		attr(pkcs11.CKA_SIGN, req.Purpose == PurposeSign || req.Purpose == PurposeMAC),
-		attr(pkcs11.CKA_UNWRAP, false),
+		attr(pkcs11.CKA_UNWRAP, req.Purpose == PurposeWrap),
 		attr(pkcs11.CKA_DERIVE, req.Purpose == PurposeDerive),
 	)
 	if caps.AllowedMechanismsEnforced {
@@ -248,10 +264,18 @@ func templates(req GenerateRequest, info specInfo, caps *Capabilities, token boo
 	} else {
 		private = append(private, attr(pkcs11.CKA_MODIFIABLE, false))
 	}
+	if req.Purpose == PurposeWrap {
+		if caps.Wrapping.UnwrapTemplate {
+			private = append(private, unwrapTemplate())
+		}
+		if caps.Wrapping.WrapTemplate {
+			private = append(private, wrapTemplate())
+		}
+	}
 	if !info.asymmetric() {
 		return append(private,
 			attr(pkcs11.CKA_VALUE_LEN, info.bytes), attr(pkcs11.CKA_ENCRYPT, req.Purpose == PurposeSeal),
-			attr(pkcs11.CKA_VERIFY, false), attr(pkcs11.CKA_WRAP, false)), nil
+			attr(pkcs11.CKA_VERIFY, false), attr(pkcs11.CKA_WRAP, req.Purpose == PurposeWrap)), nil
 	}
 	public = append(common(pkcs11.CKO_PUBLIC_KEY),
 		attr(pkcs11.CKA_PRIVATE, false), attr(pkcs11.CKA_MODIFIABLE, false),

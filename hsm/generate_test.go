@@ -29,12 +29,18 @@ func TestGenerateFaults(t *testing.T) {
 	cfg.HealthInterval = time.Hour // the canary would meet the faults
 	tok := w.ready(cfg)
 	n := 0
-	for _, spec := range []KeySpec{AES256, HMAC256, P256, Ed25519} {
+	for _, kind := range []struct {
+		spec    KeySpec
+		purpose Purpose
+	}{{AES256, PurposeSeal}, {AES256, PurposeWrap}, {HMAC256, PurposeMAC}, {P256, PurposeSign}, {Ed25519, PurposeSign}} {
+		spec := kind.spec
 		info, _ := spec.info()
 		calls := []string{"C_FindObjectsInit", "C_FindObjects", "C_FindObjectsFinal", "C_GetAttributeValue"}
 		switch {
 		case info.asymmetric():
 			calls = append(calls, "C_GenerateKeyPair", "C_SignInit", "C_Sign")
+		case kind.purpose == PurposeWrap:
+			calls = append(calls, "C_GenerateKey", "C_CreateObject", "C_WrapKey", "C_UnwrapKey", "C_DestroyObject")
 		case spec == AES256:
 			calls = append(calls, "C_GenerateKey", "C_EncryptInit", "C_Encrypt", "C_DecryptInit", "C_Decrypt")
 		default:
@@ -45,10 +51,10 @@ func TestGenerateFaults(t *testing.T) {
 				// None of these makes the supervisor ask the canary, which would meet the next fault.
 				for _, rv := range []uint{pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_ARGUMENTS_BAD} {
 					n++
-					name := fmt.Sprintf("%s %s after=%t %s", spec, call, after, CodeName(rv))
+					name := fmt.Sprintf("%s for %s: %s after=%t %s", spec, kind.purpose, call, after, CodeName(rv))
 					before := count(t, tok)
 					w.fault.Set(t, call, fault.Fault{RV: rv, After: after, Times: 1})
-					req := GenerateRequest{Spec: spec, Purpose: spec.Purposes()[0], ID: fmt.Appendf(nil, "key %d", n), Label: "label"}
+					req := GenerateRequest{Spec: spec, Purpose: kind.purpose, ID: fmt.Appendf(nil, "key %d", n), Label: "label"}
 					_, err := tok.Generate(ctx(t), req)
 					w.fault.ClearAll()
 					if err == nil {
@@ -133,7 +139,7 @@ func TestGenerateAbandoned(t *testing.T) {
 // TestAttestationProven: each custody attribute counts.
 func TestAttestationProven(t *testing.T) {
 	good := Attestation{Sensitive: true, AlwaysSensitive: true, NeverExtractable: true, Local: true, Private: true, MechanismsLocked: true, Modifiable: true}
-	check(t, good.proven())
+	check(t, good.proven(false))
 	for name, change := range map[string]func(*Attestation){
 		"not sensitive":         func(a *Attestation) { a.Sensitive = false },
 		"once not sensitive":    func(a *Attestation) { a.AlwaysSensitive = false },
@@ -145,11 +151,26 @@ func TestAttestationProven(t *testing.T) {
 	} {
 		a := good
 		change(&a)
-		wantErr(t, name, a.proven(), ErrCustody)
+		wantErr(t, name, a.proven(false), ErrCustody)
+	}
+	wantErr(t, "not exportable, though it was to be", good.proven(true), ErrCustody)
+	exportable := good
+	exportable.Extractable, exportable.NeverExtractable = true, false
+	check(t, exportable.proven(true))
+	wantErr(t, "exportable, though it was not to be", exportable.proven(false), ErrCustody)
+	for name, change := range map[string]func(*Attestation){
+		"exportable, not sensitive":        func(a *Attestation) { a.Sensitive = false },
+		"exportable, once in the clear":    func(a *Attestation) { a.AlwaysSensitive = false },
+		"exportable, not from the token":   func(a *Attestation) { a.Local = false },
+		"never extractable, a broken word": func(a *Attestation) { a.NeverExtractable = true },
+	} {
+		a := exportable
+		change(&a)
+		wantErr(t, name, a.proven(true), ErrCustody)
 	}
 	unbound := good
 	unbound.MechanismsLocked, unbound.Modifiable = false, false
-	check(t, unbound.proven())
+	check(t, unbound.proven(false))
 }
 
 // TestTemplates: where ALLOWED_MECHANISMS is not enforced keys are not
@@ -159,9 +180,9 @@ func TestTemplates(t *testing.T) {
 		pkcs11.CKA_ENCRYPT: "encrypt", pkcs11.CKA_DECRYPT: "decrypt", pkcs11.CKA_SIGN: "sign", pkcs11.CKA_VERIFY: "verify",
 		pkcs11.CKA_WRAP: "wrap", pkcs11.CKA_UNWRAP: "unwrap", pkcs11.CKA_DERIVE: "derive",
 	}
-	want := map[Purpose]string{PurposeSeal: "decrypt encrypt", PurposeDecrypt: "decrypt", PurposeSign: "sign", PurposeMAC: "sign", PurposeDerive: "derive"}
+	want := map[Purpose]string{PurposeSeal: "decrypt encrypt", PurposeWrap: "unwrap wrap", PurposeDecrypt: "decrypt", PurposeSign: "sign", PurposeMAC: "sign", PurposeDerive: "derive"}
 	for _, enforced := range []bool{true, false} {
-		caps := &Capabilities{AllowedMechanismsEnforced: enforced, OAEPSHA1: oaepInToken, OAEPSHA256: oaepOnHost}
+		caps := &Capabilities{AllowedMechanismsEnforced: enforced, Wrapping: WrapCapability{KW: Proof{OK: true}}, OAEPSHA1: oaepInToken, OAEPSHA256: oaepOnHost}
 		for _, spec := range KeySpecs() {
 			info, _ := spec.info()
 			for _, purpose := range spec.Purposes() {

@@ -208,10 +208,8 @@ func (k *Key) Release() {
 
 // object is the name of the object that does the key's work.
 func (k *Key) object() objectName {
-	if k.purpose == PurposeSeal || k.purpose == PurposeMAC {
-		return objectName{pkcs11.CKO_SECRET_KEY, k.id}
-	}
-	return objectName{pkcs11.CKO_PRIVATE_KEY, k.id}
+	info, _ := k.spec.info()
+	return objectName{info.class(), k.id}
 }
 
 // use runs fn with the handle of the key's secret or private object: a session copy where there is one, else the token's object. Everything
@@ -225,26 +223,54 @@ func (k *Key) usePublic(ctx context.Context, call string, fn func(s *session, h 
 	return k.t.useObject(ctx, call, objectName{pkcs11.CKO_PUBLIC_KEY, k.id}, false, fn, nil)
 }
 
-// copyable tells whether a session copy pays: with RSA the arithmetic costs many times what opening the object's file does.
+// copyable tells whether a session copy pays: with RSA the arithmetic costs many times what opening the object's file does. And a copy of a
+// wrapping key must be limited as its original is.
 func (k *Key) copyable() bool {
-	switch k.spec {
-	case RSA2048, RSA3072, RSA4096:
+	switch {
+	case k.spec == RSA2048 || k.spec == RSA3072 || k.spec == RSA4096:
 		return false
+	case k.purpose == PurposeWrap:
+		caps := k.t.caps.Load()
+		return caps != nil && caps.Wrapping.Copies
 	}
 	return true
 }
 
 // useObject runs fn with the handle of an object.
 func (t *Token) useObject(ctx context.Context, call string, name objectName, copyable bool, fn func(*session, pkcs11.ObjectHandle) error, bufs [][]byte) error {
+	resolve := func(ctx context.Context, c *conn) (*aim, error) { return c.resolve(ctx, name, copyable) }
+	return t.useAim(ctx, call, resolve, func(s *session, a *aim) error { return fn(s, a.h) }, bufs)
+}
+
+// useTwo runs fn with the handles of two objects, the second of which is the token's and no session copy. If either is stale both are found
+// again: not every token tells which one it means.
+func (t *Token) useTwo(ctx context.Context, call string, name objectName, copyable bool, second objectName, fn func(s *session, h, second pkcs11.ObjectHandle) error) error {
+	resolve := func(ctx context.Context, c *conn) (*aim, error) {
+		b, err := c.resolve(ctx, second, false)
+		if err != nil {
+			return nil, err
+		}
+		a, err := c.resolve(ctx, name, copyable) // last, since it may hold a copy
+		if err != nil {
+			return nil, err
+		}
+		a.second = b
+		return a, nil
+	}
+	return t.useAim(ctx, call, resolve, func(s *session, a *aim) error { return fn(s, a.h, a.second.h) }, nil)
+}
+
+// useAim runs fn with what resolve finds.
+func (t *Token) useAim(ctx context.Context, call string, resolve func(context.Context, *conn) (*aim, error), fn func(*session, *aim) error, bufs [][]byte) error {
 	// Each attempt has an aim of its own: an attempt that was abandoned may still be running with the old one.
 	var current *aim
 	r := request{call: call, bufs: bufs, repeatable: true}
 	r.prepare = func(ctx context.Context, c *conn) (*aim, error) {
-		a, err := c.resolve(ctx, name, copyable)
+		a, err := resolve(ctx, c)
 		current = a
 		return a, err
 	}
-	r.fn = func(s *session) error { return fn(s, current.h) }
+	r.fn = func(s *session) error { return fn(s, current) }
 	return t.run(ctx, laneCrypto, r)
 }
 
@@ -276,6 +302,9 @@ func (t *Token) copies() bool {
 
 // stale drops what the attempt aimed at: the token said that there is no such object.
 func (a *aim) stale() {
+	if a.second != nil {
+		a.second.stale()
+	}
 	if a.copy != nil {
 		a.in.copies.drop(a.name)
 		return

@@ -23,6 +23,11 @@ func (s *session) pairwise(spec KeySpec, purpose Purpose, h pkcs11.ObjectHandle,
 		return s.pairSeal(h)
 	case PurposeMAC:
 		return s.pairMAC(h, info)
+	case PurposeWrap:
+		if caps.Wrapping.UnwrapTemplate {
+			return s.pairUnwrapTemplate(h, caps)
+		}
+		return s.pairWrap(h, caps)
 	}
 	key, err := pubkey.Parse(spki)
 	if err != nil {
@@ -99,6 +104,57 @@ func (s *session) pairMAC(h pkcs11.ObjectHandle, info specInfo) error {
 	}
 	if !hmac.Equal(codes[0], codes[1]) || hmac.Equal(codes[0], codes[2]) {
 		return errPair
+	}
+	return nil
+}
+
+// pairWrap wraps and unwraps by each algorithm that the token has.
+func (s *session) pairWrap(h pkcs11.ObjectHandle, caps *Capabilities) error {
+	for _, alg := range []WrapAlgorithm{AESKWP, AESKW} {
+		mechanism, err := caps.wrapMechanism(alg)
+		if err != nil {
+			continue
+		}
+		plaintext := randomBytes(32)
+		wrapped, err := s.wrapBytes(h, mechanism, plaintext, wrappedBytes(len(plaintext)))
+		if err != nil {
+			return err
+		}
+		got, err := s.unwrapBytes(h, alg, mechanism, wrapped)
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(got, plaintext) || bytes.Contains(wrapped, plaintext[:wrapBlock]) {
+			return errPair
+		}
+	}
+	return nil
+}
+
+// pairUnwrapTemplate does that, and tries to unwrap to each kind of object that CKA_UNWRAP_TEMPLATE does not allow: to a token object too, on
+// the session of manage.
+func (s *session) pairUnwrapTemplate(h pkcs11.ObjectHandle, caps *Capabilities) error {
+	if err := s.pairWrap(h, caps); err != nil {
+		return err
+	}
+	for _, alg := range []WrapAlgorithm{AESKWP, AESKW} {
+		mechanism, err := caps.wrapMechanism(alg)
+		if err != nil {
+			continue
+		}
+		wrapped, err := s.wrapBytes(h, mechanism, randomBytes(32), wrappedBytes(32))
+		if err != nil {
+			return err
+		}
+		for i, item := range unwrapItems() {
+			object, err := s.direct().unwrap(s.h, mechanism, h, wrapped, i)
+			if err == nil {
+				return errors.Join(fmt.Errorf("the token unwraps though CKA_UNWRAP_TEMPLATE has another value of %#x", item.attribute), s.destroyAtOnce(object))
+			}
+			if err = callError("C_UnwrapKey", err); gone(err) {
+				return err
+			}
+		}
 	}
 	return nil
 }

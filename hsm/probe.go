@@ -38,7 +38,7 @@ func (c *conn) probe(s *session) (*Capabilities, error) {
 		p.caps.Specs[spec.String()] = SpecCapability{Operations: map[string]Proof{}}
 	}
 	// What a token refuses may leave the session unusable, so refusals come last.
-	for _, step := range []func() error{p.lock, p.aes, p.macs, p.curves, p.rsa, p.refusals} {
+	for _, step := range []func() error{p.lock, p.aes, p.macs, p.curves, p.rsa, p.wraps, p.refusals, p.wrapRefusals} {
 		if err := step(); err != nil {
 			return nil, err
 		}
@@ -145,7 +145,7 @@ func (p *prober) destroy(objects ...pkcs11.ObjectHandle) {
 }
 
 // secret generates a session key, in the clear when the host is to know it.
-func (p *prober) secret(spec KeySpec, purpose Purpose, clearText bool, more ...*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+func (p *prober) secret(spec KeySpec, purpose Purpose, clearText bool) (pkcs11.ObjectHandle, error) {
 	info, _ := spec.info()
 	template, _ := templates(GenerateRequest{Spec: spec, Purpose: purpose, ID: randomBytes(16), Label: "keyhold-probe"}, info, p.caps, false)
 	if clearText {
@@ -158,7 +158,7 @@ func (p *prober) secret(spec KeySpec, purpose Purpose, clearText bool, more ...*
 			}
 		}
 	}
-	h, err := p.s.p.GenerateKey(p.s.h, []*pkcs11.Mechanism{pkcs11.NewMechanism(info.generate, nil)}, append(template, more...))
+	h, err := p.s.p.GenerateKey(p.s.h, []*pkcs11.Mechanism{pkcs11.NewMechanism(info.generate, nil)}, template)
 	return h, p.s.fail("C_GenerateKey", err)
 }
 

@@ -148,7 +148,7 @@ func (p *prober) lock() error {
 	}
 	defer p.destroy(h)
 	p.caps.AllowedMechanismsEnforced = true
-	copied, err := p.s.p.CopyObject(p.s.h, h, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false), pkcs11.NewAttribute(pkcs11.CKA_MODIFIABLE, false)})
+	copied, err := p.s.p.CopyObject(p.s.h, h, copyTemplate(false))
 	if err == nil {
 		defer p.destroy(copied)
 		err = p.checkCopy(h, copied)

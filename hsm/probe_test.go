@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -48,7 +49,7 @@ func TestProbeCache(t *testing.T) {
 	}
 	for name, bad := range map[string][]byte{
 		"no JSON":        []byte("x"),
-		"of a format":    bytes.Replace(cache.value, []byte(`"format":1`), []byte(`"format":0`), 1),
+		"of a format":    bytes.Replace(cache.value, fmt.Appendf(nil, `"format":%d`, capabilitiesFormat), []byte(`"format":0`), 1),
 		"of a token":     bytes.Replace(cache.value, []byte(first.Token), []byte("v1 another"), 1),
 		"empty document": []byte("{}"),
 	} {
@@ -88,7 +89,7 @@ func TestProbeFindsLess(t *testing.T) {
 			}
 		}},
 		"no copies": {"C_CopyObject", pkcs11.CKR_FUNCTION_NOT_SUPPORTED, func(t *testing.T, caps Capabilities) {
-			if caps.SessionCopies || !strings.Contains(caps.Reasons["sessionCopies"], "CKR_FUNCTION_NOT_SUPPORTED") || !caps.AllowedMechanismsEnforced {
+			if caps.Wrapping.Copies || caps.SessionCopies || !strings.Contains(caps.Reasons["sessionCopies"], "CKR_FUNCTION_NOT_SUPPORTED") || !caps.AllowedMechanismsEnforced {
 				t.Errorf("copies %t (%s), lock %t", caps.SessionCopies, caps.Reasons["sessionCopies"], caps.AllowedMechanismsEnforced)
 			}
 		}},
@@ -96,6 +97,9 @@ func TestProbeFindsLess(t *testing.T) {
 			wantErr(t, "derive", caps.CanGenerate(P256, PurposeDerive), ErrUnsupported)
 			check(t, caps.CanGenerate(P256, PurposeSign))
 		}},
+		"no wrapping":          {"C_WrapKey", pkcs11.CKR_MECHANISM_INVALID, noWrapping("C_WrapKey answers CKR_MECHANISM_INVALID")},
+		"no unwrapping":        {"C_UnwrapKey", pkcs11.CKR_GENERAL_ERROR, noWrapping("C_UnwrapKey answers CKR_GENERAL_ERROR")},
+		"no keys from outside": {"C_CreateObject", pkcs11.CKR_ATTRIBUTE_VALUE_INVALID, noWrapping("C_CreateObject answers CKR_ATTRIBUTE_VALUE_INVALID")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, true)
@@ -115,6 +119,23 @@ func TestProbeFindsLess(t *testing.T) {
 				t.Errorf("Missing() = %q", caps.Missing())
 			}
 		})
+	}
+}
+
+// noWrapping checks that nothing of key wrap is offered, for that reason.
+func noWrapping(why string) func(t *testing.T, caps Capabilities) {
+	return func(t *testing.T, caps Capabilities) {
+		t.Helper()
+		for _, err := range []error{caps.CanGenerate(AES256, PurposeWrap), caps.CanWrap(AESKW, 32), caps.CanWrap(AESKWP, 32)} {
+			wantErr(t, "wrapping", err, ErrUnsupported)
+			if !strings.Contains(err.Error(), why) {
+				t.Errorf("%v does not name the reason, %s", err, why)
+			}
+		}
+		if w := caps.Wrapping; w.UnwrapTemplate || w.WrapTemplate || w.Copies || w.KWPMechanism != 0 {
+			t.Errorf("found of a token that does not wrap: %+v", w)
+		}
+		check(t, caps.CanGenerate(AES256, PurposeSeal))
 	}
 }
 

@@ -49,6 +49,7 @@ const (
 	PurposeSign                       // RSA, ECDSA, Ed25519
 	PurposeMAC                        // HMAC
 	PurposeDerive                     // ECDH
+	PurposeWrap                       // AES key wrap
 	purposeEnd                        // one past the last
 )
 
@@ -71,6 +72,11 @@ const (
 	ckkECEdwards           = 0x00000040
 	ckmECEdwardsKeyPairGen = 0x00001055
 	ckmEDDSA               = 0x00001057
+
+	// CKM_AES_KEY_WRAP (RFC 3394) and CKM_AES_KEY_WRAP_PAD of v2.40, CKM_AES_KEY_WRAP_KWP of v3.0 (RFC 5649).
+	ckmAESKeyWrap    = 0x00002109
+	ckmAESKeyWrapPad = 0x0000210A
+	ckmAESKeyWrapKWP = 0x0000210B
 )
 
 // info returns the facts about a key spec; false for values that are none.
@@ -86,7 +92,7 @@ func (s KeySpec) info() (specInfo, bool) {
 	}
 	switch s {
 	case AES256:
-		return specInfo{name: "SYMMETRIC_DEFAULT", keyType: pkcs11.CKK_AES, generate: pkcs11.CKM_AES_KEY_GEN, bytes: 32, purposes: []Purpose{PurposeSeal}}, true
+		return specInfo{name: "SYMMETRIC_DEFAULT", keyType: pkcs11.CKK_AES, generate: pkcs11.CKM_AES_KEY_GEN, bytes: 32, purposes: []Purpose{PurposeSeal, PurposeWrap}}, true
 	case HMAC224: // SoftHSM wants keys at least as long as the digest, AWS makes them exactly so
 		return secret("HMAC_224", 28, pkcs11.CKM_SHA224_HMAC), true
 	case HMAC256:
@@ -180,6 +186,8 @@ func (p Purpose) String() string {
 		return "mac"
 	case PurposeDerive:
 		return "derive"
+	case PurposeWrap:
+		return "wrap"
 	}
 	return "unknown"
 }
@@ -190,6 +198,8 @@ const (
 	OpOAEPSHA1   = "RSAES_OAEP_SHA_1"
 	OpOAEPSHA256 = "RSAES_OAEP_SHA_256"
 	OpECDH       = "ECDH"
+	OpKWP        = "AES_KWP" // RFC 5649
+	OpKW         = "AES_KW"  // RFC 3394
 )
 
 // oaepName returns the name of RSA-OAEP with the hash, "" when it is not offered.
@@ -212,6 +222,8 @@ func (s KeySpec) operations(p Purpose) []string {
 		return []string{OpOAEPSHA1, OpOAEPSHA256}
 	case PurposeDerive:
 		return []string{OpECDH}
+	case PurposeWrap:
+		return []string{OpKWP, OpKW}
 	case PurposeMAC:
 		i, _ := s.info()
 		return []string{hmacName(i.bytes)}

@@ -189,6 +189,8 @@ type aim struct {
 	h    pkcs11.ObjectHandle
 	copy *keyCopy // not nil: h is this session copy
 	in   *conn
+
+	second *aim // another object that the attempt works on, without a copy; nil where there is none
 }
 
 // letGo releases what the current attempt holds.
