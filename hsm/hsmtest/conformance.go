@@ -30,6 +30,10 @@ type Caps struct {
 	SessionCopies             bool
 	SessionSurvivesBadTag     bool
 
+	WrapTemplates  bool // unwrapping and wrapping are limited by templates
+	WrapCopies     bool // session copies of wrapping keys are, too
+	KWPWrapsEights bool // AES-KWP wraps multiples of 8 bytes alone
+
 	// Importer brings known keys into the token that newToken returned last, for
 	// vectors. Nil where the vendor refuses that: those subtests are not there.
 	Importer func(t testing.TB) Importer
@@ -44,6 +48,7 @@ func SoftHSM() Caps {
 		Lacks:    map[string]string{pubkey.Ed25519phSHA512.String(): "signs plain Ed25519 whatever the flag says"},
 		OAEPSHA1: "token", OAEPSHA256: "host",
 		AllowedMechanismsEnforced: true, SessionCopies: true, SessionSurvivesBadTag: true,
+		WrapTemplates: true, WrapCopies: true, KWPWrapsEights: true,
 	}
 }
 
@@ -72,6 +77,14 @@ func Test(t *testing.T, newToken func(t testing.TB) *hsm.Token, caps Caps) {
 		t.Run("SessionCopies", s.copies)
 		t.Run("Concurrency", s.concurrency)
 	}
+	if s.has(hsm.AES256) && !s.lacks(hsm.OpKWP) && !s.lacks(hsm.OpKW) {
+		t.Run("Wrap", s.wrap)
+		t.Run("UnwrapRefuses", s.unwrapRefuses)
+		t.Run("BadWrappedKeyFlood", s.wrapFlood)
+		t.Run("WrapConcurrency", s.wrapConcurrency)
+		t.Run("WrapKey", s.wrapKey)
+		t.Run("Exportable", s.exportable)
+	}
 	t.Run("MAC", s.mac)
 	t.Run("Sign", s.sign)
 	t.Run("SignRefuses", s.signRefuses)
@@ -84,6 +97,10 @@ func Test(t *testing.T, newToken func(t testing.TB) *hsm.Token, caps Caps) {
 		t.Run("WycheproofHMAC", s.vectorsHMAC)
 		t.Run("WycheproofOAEP", s.vectorsOAEP)
 		t.Run("WycheproofECDH", s.vectorsECDH)
+		if s.has(hsm.AES256) && !s.lacks(hsm.OpKWP) && !s.lacks(hsm.OpKW) {
+			t.Run("WycheproofAESKW", s.vectorsKW)
+			t.Run("WycheproofAESKWP", s.vectorsKWP)
+		}
 	}
 	if caps.Reopen != nil {
 		t.Run("Reopen", s.reopen)
@@ -109,6 +126,8 @@ func (s *suite) purposes(spec hsm.KeySpec) []hsm.Purpose {
 			return s.lacks(hsm.OpECDH)
 		case hsm.PurposeDecrypt:
 			return s.lacks(hsm.OpOAEPSHA1) || s.lacks(hsm.OpOAEPSHA256)
+		case hsm.PurposeWrap:
+			return s.lacks(hsm.OpKWP) && s.lacks(hsm.OpKW)
 		}
 		return false
 	})
@@ -171,10 +190,14 @@ func (s *suite) capabilities(t *testing.T) {
 	}
 	type flags struct {
 		Allowed, Copies, Survives bool
+		Templates, WrapCopies     bool
 		SHA1, SHA256              string
 	}
-	want := flags{s.caps.AllowedMechanismsEnforced, s.caps.SessionCopies, s.caps.SessionSurvivesBadTag, s.caps.OAEPSHA1, s.caps.OAEPSHA256}
-	have := flags{got.AllowedMechanismsEnforced, got.SessionCopies, got.SessionSurvivesBadTag, got.OAEPSHA1, got.OAEPSHA256}
+	want := flags{s.caps.AllowedMechanismsEnforced, s.caps.SessionCopies, s.caps.SessionSurvivesBadTag, s.caps.WrapTemplates, s.caps.WrapCopies, s.caps.OAEPSHA1, s.caps.OAEPSHA256}
+	have := flags{
+		got.AllowedMechanismsEnforced, got.SessionCopies, got.SessionSurvivesBadTag, got.Wrapping.UnwrapTemplate && got.Wrapping.WrapTemplate, got.Wrapping.Copies,
+		got.OAEPSHA1, got.OAEPSHA256,
+	}
 	if diff := cmp.Diff(want, have); diff != "" {
 		t.Errorf("capabilities (-want +got):\n%s%v", diff, maps.Collect(maps.All(got.Reasons)))
 	}

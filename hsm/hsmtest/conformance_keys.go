@@ -25,6 +25,9 @@ func (s *suite) generate(t *testing.T) {
 					Sensitive: true, AlwaysSensitive: true, NeverExtractable: true, Local: true, Private: true,
 					MechanismsLocked: s.caps.AllowedMechanismsEnforced, Modifiable: s.caps.AllowedMechanismsEnforced,
 				}
+				if purpose == hsm.PurposeWrap {
+					want.UnwrapLimited, want.WrapLimited = s.caps.WrapTemplates, s.caps.WrapTemplates
+				}
 				ignored := cmpopts.IgnoreFields(hsm.Attestation{}, "PublicKey", "TokenLabel", "TokenSerial", "TokenModel", "TokenManufacturer", "TokenFirmware")
 				if diff := cmp.Diff(want, got, ignored); diff != "" {
 					t.Errorf("attestation (-want +got):\n%s", diff)
@@ -60,6 +63,8 @@ func (s *suite) generateRefuses(t *testing.T) {
 		"no purpose":        {func(r *hsm.GenerateRequest) { r.Purpose = 0 }, hsm.ErrInvalidInput},
 		"AES for signing":   {func(r *hsm.GenerateRequest) { r.Spec, r.Purpose = hsm.AES256, hsm.PurposeSign }, hsm.ErrInvalidInput},
 		"secp256k1 derives": {func(r *hsm.GenerateRequest) { r.Spec, r.Purpose = hsm.Secp256k1, hsm.PurposeDerive }, hsm.ErrInvalidInput},
+		"exportable pair":   {func(r *hsm.GenerateRequest) { r.Spec, r.Purpose, r.Exportable = hsm.P256, hsm.PurposeSign, true }, hsm.ErrInvalidInput},
+		"exportable wrap":   {func(r *hsm.GenerateRequest) { r.Spec, r.Purpose, r.Exportable = hsm.AES256, hsm.PurposeWrap, true }, hsm.ErrInvalidInput},
 		"no id":             {func(r *hsm.GenerateRequest) { r.ID = nil }, hsm.ErrInvalidInput},
 		"id too long":       {func(r *hsm.GenerateRequest) { r.ID = make([]byte, hsm.MaxIDBytes+1) }, hsm.ErrInvalidInput},
 		"no label":          {func(r *hsm.GenerateRequest) { r.Label = "" }, hsm.ErrInvalidInput},
@@ -200,6 +205,8 @@ func use(ctx context.Context, key *hsm.Key, spec hsm.KeySpec, purpose hsm.Purpos
 		_, err = decryptSomething(ctx, key)
 	case hsm.PurposeDerive:
 		_, err = key.ECDH(ctx, peerOf(spec).SPKI())
+	case hsm.PurposeWrap:
+		_, err = key.WrapBytes(ctx, hsm.AESKW, make([]byte, 16))
 	}
 	return err
 }

@@ -284,9 +284,12 @@ func (s *suite) wrongPurpose(t *testing.T) {
 			_, signErr := key.Sign(ctx, pubkey.ECDSASHA256, make([]byte, 32))
 			_, decryptErr := key.DecryptOAEP(ctx, crypto.SHA256, make([]byte, 256))
 			_, deriveErr := key.ECDH(ctx, peerOf(hsm.P256).SPKI())
+			_, wrapErr := key.WrapBytes(ctx, hsm.AESKW, make([]byte, 16))
+			_, unwrapErr := key.UnwrapBytes(ctx, hsm.AESKW, make([]byte, 24))
+			_, wrapKeyErr := key.WrapKey(ctx, hsm.AESKW, key)
 			for of, err := range map[hsm.Purpose]error{
 				hsm.PurposeMAC: macErr, hsm.PurposeSign: signErr, hsm.PurposeDecrypt: decryptErr, hsm.PurposeDerive: deriveErr,
-				hsm.PurposeSeal: errors.Join(sealErr, openErr),
+				hsm.PurposeSeal: joint(sealErr, openErr), hsm.PurposeWrap: joint(wrapErr, unwrapErr, wrapKeyErr),
 			} {
 				if of != purpose && !errors.Is(err, hsm.ErrInvalidInput) {
 					t.Errorf("%s for %s: %s = %v, want ErrInvalidInput", spec, purpose, of, err)
@@ -306,4 +309,14 @@ func (s *suite) wrongPurpose(t *testing.T) {
 			}
 		}
 	}
+}
+
+// joint is an error that is ErrInvalidInput when all are.
+func joint(all ...error) error {
+	for _, err := range all {
+		if !errors.Is(err, hsm.ErrInvalidInput) {
+			return err
+		}
+	}
+	return hsm.ErrInvalidInput
 }

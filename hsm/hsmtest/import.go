@@ -18,7 +18,8 @@ import (
 
 // Material is a key that a test knows: exactly one of the members is set.
 type Material struct {
-	AES  []byte          // 32 bytes
+	AES  []byte          // 32 bytes, for sealing
+	KEK  []byte          // 32 bytes, for wrapping
 	HMAC []byte          // any length that the token takes
 	RSA  *rsa.PrivateKey // for decryption
 	ECDH *ecdsa.PrivateKey
@@ -95,6 +96,8 @@ func (m Material) template(id []byte) ([]*pkcs11.Attribute, error) {
 	switch {
 	case m.AES != nil:
 		return append(common(pkcs11.CKO_SECRET_KEY, pkcs11.CKK_AES, pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT), attr(pkcs11.CKA_VALUE, m.AES)), nil
+	case m.KEK != nil:
+		return append(common(pkcs11.CKO_SECRET_KEY, pkcs11.CKK_AES, pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP), attr(pkcs11.CKA_VALUE, m.KEK)), nil
 	case m.HMAC != nil:
 		return append(common(pkcs11.CKO_SECRET_KEY, pkcs11.CKK_GENERIC_SECRET, pkcs11.CKA_SIGN), attr(pkcs11.CKA_VALUE, m.HMAC)), nil
 	case m.RSA != nil && len(m.RSA.Primes) == 2:
@@ -138,6 +141,8 @@ func (m Material) specOf() (hsm.KeySpec, hsm.Purpose) {
 	switch {
 	case m.AES != nil:
 		return hsm.AES256, hsm.PurposeSeal
+	case m.KEK != nil:
+		return hsm.AES256, hsm.PurposeWrap
 	case m.RSA != nil:
 		return map[int]hsm.KeySpec{2048: hsm.RSA2048, 3072: hsm.RSA3072, 4096: hsm.RSA4096}[m.RSA.N.BitLen()], hsm.PurposeDecrypt
 	case m.ECDH != nil:

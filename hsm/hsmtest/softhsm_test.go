@@ -36,7 +36,7 @@ func TestLesserToken(t *testing.T) {
 	f := hsmtest.NewAt(t, t.TempDir(), library.Path)
 	caps := hsmtest.SoftHSM()
 	caps.Specs = []hsm.KeySpec{hsm.AES256, hsm.HMAC224, hsm.HMAC256, hsm.HMAC384, hsm.HMAC512}
-	caps.SessionCopies, caps.OAEPSHA1, caps.OAEPSHA256 = false, "", ""
+	caps.SessionCopies, caps.WrapCopies, caps.OAEPSHA1, caps.OAEPSHA256 = false, false, "", ""
 	hsmtest.Test(t, func(t testing.TB) *hsm.Token { return f.Open(t) }, caps)
 	for _, v := range library.Violations() {
 		t.Errorf("violation: %s", v)

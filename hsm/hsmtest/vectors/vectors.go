@@ -126,6 +126,17 @@ type AEADGroup struct {
 	} `json:"tests"`
 }
 
+// WrapGroup fits the aes_wrap and aes_kwp files; sizes are in bits.
+type WrapGroup struct {
+	KeyBits int `json:"keySize"`
+	Tests   []struct {
+		Case
+		Key        Bytes `json:"key"`
+		Message    Bytes `json:"msg"`
+		Ciphertext Bytes `json:"ct"`
+	} `json:"tests"`
+}
+
 // MACGroup fits the hmac files; sizes are in bits.
 type MACGroup struct {
 	KeyBits int `json:"keySize"`
