@@ -35,6 +35,7 @@ var (
 	_ kms.Signer          = (*Store)(nil)
 	_ kms.Decrypter       = (*Store)(nil)
 	_ kms.Deriver         = (*Store)(nil)
+	_ kms.Wrapper         = (*Store)(nil)
 	_ kms.MACer           = (*Store)(nil)
 	_ kms.PublicKeySource = (*Store)(nil)
 	_ kms.RandomSource    = (*Store)(nil)
@@ -98,20 +99,21 @@ func (s *Store) Health() error {
 // Generate is kms.Generator's. The token layer proves custody by reading it
 // back, and that the key works, before it says so.
 func (s *Store) Generate(ctx context.Context, l kms.Locator, exportable bool) (kms.Generated, error) {
-	if exportable {
-		return kms.Generated{}, fmt.Errorf("%w: keys that can be exported", kms.ErrUnsupported)
-	}
 	spec, purpose, err := translate(l.Spec, l.Usage)
 	if err != nil {
 		return kms.Generated{}, err
 	}
 	a, err := timed(ctx, func(ctx context.Context) (*hsm.Attestation, error) {
-		return s.token.Generate(ctx, hsm.GenerateRequest{Spec: spec, Purpose: purpose, ID: l.ID, Label: l.Label})
+		return s.token.Generate(ctx, hsm.GenerateRequest{Spec: spec, Purpose: purpose, ID: l.ID, Label: l.Label, Exportable: exportable})
 	})
 	if err != nil {
 		return kms.Generated{}, err
 	}
-	return kms.Generated{Custody: keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_GENERATED, PublicKey: a.PublicKey}, nil
+	made := kms.Generated{Custody: keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_GENERATED, PublicKey: a.PublicKey}
+	if a.Extractable || !a.NeverExtractable { // what the token says, not what was asked for
+		made.Custody = keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_EXPORTABLE
+	}
+	return made, nil
 }
 
 // Destroy is kms.Generator's.
@@ -238,6 +240,8 @@ func translate(spec keyholdv1.KeySpec, usage keyholdv1.KeyUsageType) (hsm.KeySpe
 		return hs, hsm.PurposeMAC, nil
 	case keyholdv1.KeyUsageType_KEY_USAGE_TYPE_KEY_AGREEMENT:
 		return hs, hsm.PurposeDerive, nil
+	case keyholdv1.KeyUsageType_KEY_USAGE_TYPE_WRAP_UNWRAP:
+		return hs, hsm.PurposeWrap, nil
 	case keyholdv1.KeyUsageType_KEY_USAGE_TYPE_UNSPECIFIED:
 	}
 	return 0, 0, fmt.Errorf("%w: key usage %s", kms.ErrUnsupported, usage)
@@ -283,6 +287,7 @@ func asStoreError(err error) error {
 		{hsm.ErrUnavailable, kms.ErrStoreUnavailable},
 		{hsm.ErrKeyNotFound, kms.ErrKeyMissing},
 		{hsm.ErrUnsupported, kms.ErrUnsupported},
+		{hsm.ErrNotExtractable, kms.ErrUnsupported},
 	} {
 		if errors.Is(err, pair.from) {
 			return fmt.Errorf("%w: %w", pair.to, err)
