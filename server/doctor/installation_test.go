@@ -153,6 +153,32 @@ func TestOrphans(t *testing.T) {
 	}
 }
 
+// TestExportableKeys: such a key is as it should be when its record says so,
+// and not when the record says that it cannot leave.
+func TestExportableKeys(t *testing.T) {
+	i := install(t, false)
+	s, err := sqlite.Open(t.Context(), i.cfg.DataDir, sqlite.Options{})
+	must(t, err)
+	token := i.open()
+	for _, custody := range []keyholdv1.KeyCustodyType{keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_EXPORTABLE, keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_GENERATED} {
+		r := record(s.Instance(), symmetric, encrypt)
+		v := &r.Versions[0]
+		v.Custody = custody
+		_, err := token.Generate(t.Context(), hsm.GenerateRequest{Spec: hsm.AES256, Purpose: hsm.PurposeSeal, ID: v.Locator.ID, Label: v.Locator.Label, Exportable: true})
+		must(t, err)
+		must(t, s.InsertKey(t.Context(), r))
+		report := i.run()
+		if custody == keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_EXPORTABLE {
+			want(t, report, "custody", OK, "1 key that may leave wrapped")
+		} else {
+			want(t, report, "custody", Fail, "1 of Keyhold's are not proven")
+			want(t, report, "custody", Fail, "CKA_EXTRACTABLE is true")
+		}
+	}
+	must(t, token.Close(t.Context()))
+	must(t, s.Close())
+}
+
 func TestRegionNotServed(t *testing.T) {
 	i := install(t, false)
 	i.addKey(hsm.AES256, hsm.PurposeSeal, symmetric, encrypt)

@@ -34,10 +34,10 @@ func (e *exam) objects(ctx context.Context, p *patient) {
 		objects = []hsm.Object{}
 	}
 	p.objects = objects
-	imported := e.imported(p)
+	custodies := e.custodies(p)
 	var ours, foreign []string
 	report := make([]ObjectReport, 0, len(p.custody))
-	mine := 0
+	mine, exportable := 0, 0
 	for i := range p.custody {
 		c := &p.custody[i]
 		r := ObjectReport{
@@ -48,12 +48,16 @@ func (e *exam) objects(ctx context.Context, p *patient) {
 		if r.Keyhold {
 			mine++
 		}
-		if err := c.Proven(); err != nil {
+		custody := custodies[objectPlace{string(c.ID), c.Label}]
+		if custody == keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_EXPORTABLE {
+			exportable++
+		}
+		if err := provenAs(custody, c); err != nil {
 			r.Problem = cause(err)
 			line := fmt.Sprintf("%s %q, CKA_ID %s: %s", r.Class, r.Label, r.ID, r.Problem)
 			switch {
-			case imported[objectPlace{string(c.ID), c.Label}]:
-				// Its record says that it came from outside.
+			case cameFromOutside(custody):
+				// Its record says so.
 			case r.Keyhold:
 				ours = append(ours, line)
 			default:
@@ -63,10 +67,10 @@ func (e *exam) objects(ctx context.Context, p *patient) {
 		report = append(report, r)
 	}
 	e.report.Tokens[len(e.report.Tokens)-1].Objects = report
-	e.reportCustody(p.name, len(report), mine, ours, foreign)
+	e.reportCustody(p.name, len(report), mine, exportable, ours, foreign)
 }
 
-func (e *exam) reportCustody(name string, total, mine int, ours, foreign []string) {
+func (e *exam) reportCustody(name string, total, mine, exportable int, ours, foreign []string) {
 	c := Check{Name: "custody", Subject: name, Status: OK, Details: append(slices.Clone(ours), foreign...)}
 	c.Fact = fmt.Sprintf("%s, %d of Keyhold", count(total, "private or secret object"), mine)
 	switch {
@@ -78,6 +82,8 @@ func (e *exam) reportCustody(name string, total, mine int, ours, foreign []strin
 		c.Status = Warn
 		c.Fact += fmt.Sprintf("; %d that Keyhold did not make may leave the token, or came from outside", len(foreign))
 		c.Remedy = "give Keyhold a token of its own"
+	case exportable > 0:
+		c.Fact += fmt.Sprintf(": all sensitive, always sensitive, local and private, and never extractable but for %s that may leave wrapped, as created", count(exportable, "key"))
 	default:
 		c.Fact += ": all sensitive, always sensitive, never extractable, local and private"
 	}
@@ -87,21 +93,38 @@ func (e *exam) reportCustody(name string, total, mine int, ours, foreign []strin
 // objectPlace is where an object is in its token.
 type objectPlace struct{ id, label string }
 
-// imported returns the objects whose records say that they were not generated
-// in the token: for them the attributes of custody say so too, rightly.
-func (e *exam) imported(p *patient) map[objectPlace]bool {
-	found := make(map[objectPlace]bool)
+// custodies returns what records say about the custody of objects.
+func (e *exam) custodies(p *patient) map[objectPlace]keyholdv1.KeyCustodyType {
+	found := make(map[objectPlace]keyholdv1.KeyCustodyType)
 	for _, r := range e.records.before {
 		if e.tokenOf(r) != p.name {
 			continue
 		}
 		for _, v := range r.Versions {
-			if v.Custody != keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_GENERATED {
-				found[objectPlace{string(v.Locator.ID), v.Locator.Label}] = true
-			}
+			found[objectPlace{string(v.Locator.ID), v.Locator.Label}] = v.Custody
 		}
 	}
 	return found
+}
+
+// provenAs tells whether the token says of an object what its record does: an
+// exportable one may leave, and was made in the token all the same.
+func provenAs(custody keyholdv1.KeyCustodyType, c *hsm.ObjectCustody) error {
+	if custody == keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_EXPORTABLE {
+		return c.ProvenExportable()
+	}
+	return c.Proven()
+}
+
+// cameFromOutside tells whether a record says that the object was not generated
+// in the token: the attributes of custody say so too then, rightly.
+func cameFromOutside(custody keyholdv1.KeyCustodyType) bool {
+	switch custody {
+	case keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_UNSPECIFIED, keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_GENERATED,
+		keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_EXPORTABLE:
+		return false
+	}
+	return true
 }
 
 // tokenOf returns the name of the token that a record's region uses, "" for
