@@ -85,7 +85,26 @@ func (s *Service) checkCreateKey(c *call, r *keyholdv1.CreateKeyRequest) error {
 	if keys, _ := s.keys.counts(c.caller.Principal.Account, c.region, ""); keys >= s.limits.KeysPerAccount {
 		return tooManyKeys(keys)
 	}
-	return s.regions[c.region].Supports(specAndUsage(r))
+	spec, usage := specAndUsage(r)
+	ks := s.regions[c.region]
+	if err := ks.Supports(spec, usage); err != nil || custodyOf(r) != keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_EXPORTABLE {
+		return err
+	}
+	return canEverLeave(ks, factsOf(spec).secretBytes)
+}
+
+// canEverLeave tells whether the store can wrap so many bytes: a key that is less
+// well kept, and cannot be exported all the same, is of no use.
+func canEverLeave(ks KeyStore, n int) error {
+	w, ok := ks.(Wrapper)
+	if !ok {
+		return fmt.Errorf("%w: key wrapping", ErrUnsupported)
+	}
+	err := w.CanWrap(keyholdv1.WrappingAlgorithmSpec_WRAPPING_ALGORITHM_SPEC_AES_KWP, n)
+	if err != nil && n%semiblockBytes == 0 && w.CanWrap(keyholdv1.WrappingAlgorithmSpec_WRAPPING_ALGORITHM_SPEC_AES_KW, n) == nil {
+		return nil
+	}
+	return err
 }
 
 func tooManyKeys(n int) *Error {

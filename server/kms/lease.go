@@ -58,6 +58,9 @@ func (s *Service) takeSeal(ctx context.Context, e *entry, v *KeyVersion) error {
 				return
 			}
 			defer l.unlock()
+			if l.spent.Load() {
+				return // somebody who had nothing left was here first
+			}
 			if err := s.refill(s.ctx, e, l); err != nil {
 				l.notBefore.Store(s.now().Add(refillPause).UnixNano())
 				s.log.WarnContext(s.ctx, "seal lease not renewed ahead of need", "key", e.arn, "err", err)
