@@ -2,15 +2,18 @@ package client
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/stats"
 
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 )
@@ -48,6 +51,17 @@ type Config struct {
 
 	// UserAgent is put before gRPC's own. Optional.
 	UserAgent string
+
+	// Retry says which calls are tried again, and how often. Optional: the zero
+	// value has the defaults. The call's deadline covers all attempts.
+	Retry Retry
+
+	// Hooks are called around each attempt. Optional.
+	Hooks Hooks
+
+	// StatsHandler is told by gRPC what happens on the wire, without the
+	// messages: OpenTelemetry's otelgrpc.NewClientHandler() is one. Optional.
+	StatsHandler stats.Handler
 }
 
 // Client is a connection to one server. It is safe for concurrent use, and
@@ -75,6 +89,10 @@ func Dial(cfg Config) (*Client, error) {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = DefaultTimeout
 	}
+	var err error
+	if cfg.Retry, err = cfg.Retry.withDefaults(); err != nil {
+		return nil, err
+	}
 	host, port, err := net.SplitHostPort(cfg.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("address %q is not host:port: %w", cfg.Addr, err)
@@ -89,17 +107,7 @@ func Dial(cfg Config) (*Client, error) {
 	if tlsConfig.ServerName == "" {
 		tlsConfig.ServerName = host
 	}
-	opts := []grpc.DialOption{
-		grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)),
-		grpc.WithUnaryInterceptor(perCall(cfg)),
-		// Neither a proxy nor a DNS record decides how plaintext travels.
-		grpc.WithNoProxy(),
-		grpc.WithDisableServiceConfig(),
-	}
-	if cfg.UserAgent != "" {
-		opts = append(opts, grpc.WithUserAgent(cfg.UserAgent))
-	}
-	conn, err := grpc.NewClient("dns:///"+cfg.Addr, opts...)
+	conn, err := grpc.NewClient("dns:///"+cfg.Addr, dialOptions(cfg, tlsConfig)...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", cfg.Addr, err)
 	}
@@ -109,6 +117,33 @@ func Dial(cfg Config) (*Client, error) {
 		Health: grpc_health_v1.NewHealthClient(conn),
 		conn:   conn,
 	}, nil
+}
+
+// minConnectTimeout is how long the server may take to answer a connection
+// attempt, TLS handshake included.
+const minConnectTimeout = 20 * time.Second
+
+func dialOptions(cfg Config, tlsConfig *tls.Config) []grpc.DialOption {
+	// A connection that failed is tried again at the pace of the calls: with
+	// gRPC's own pace, a second and more, all attempts of a call would meet the
+	// one failed connection.
+	connect := grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: minConnectTimeout}
+	connect.Backoff.BaseDelay, connect.Backoff.MaxDelay = cfg.Retry.BaseDelay, max(cfg.Retry.BaseDelay, cfg.Retry.MaxDelay)
+	opts := []grpc.DialOption{
+		grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)),
+		grpc.WithChainUnaryInterceptor(perCall(cfg), retrying(cfg)),
+		grpc.WithConnectParams(connect),
+		// Neither a proxy nor a DNS record decides how plaintext travels.
+		grpc.WithNoProxy(),
+		grpc.WithDisableServiceConfig(),
+	}
+	if cfg.UserAgent != "" {
+		opts = append(opts, grpc.WithUserAgent(cfg.UserAgent))
+	}
+	if cfg.StatsHandler != nil {
+		opts = append(opts, grpc.WithStatsHandler(withoutMessages{cfg.StatsHandler}))
+	}
+	return opts
 }
 
 // Close ends the connection. Calls that are under way fail with CANCELED.

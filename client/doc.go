@@ -8,10 +8,12 @@
 // short-lived certificates can be renewed under a running program; no call
 // waits longer than its context's deadline, or [Config].Timeout if it has
 // none. [ErrorFrom] makes the exception's name, the fields at fault and the
-// request id readable from what a call returned.
+// request id readable from what a call returned. Calls are tried again, with
+// backoff, where that is safe and may help: [Retry] says when. [Hooks] and
+// [Config].StatsHandler show what happens, and never a message.
 //
-// What it does not do: retry, cache data keys, or keep plaintext away from the
-// memory of the process that asked for it. It ignores the proxy settings of
+// What it does not do: keep plaintext away from the memory of the process that
+// asked for it. It ignores the proxy settings of
 // the environment: the connection carries plaintext, and goes straight to
 // Addr.
 package client

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -34,6 +35,10 @@ type Error struct {
 
 	// Violations are the request's fields at fault, of a ValidationException.
 	Violations []FieldViolation
+
+	// RetryAfter is how long the server asks to wait before another attempt.
+	// Zero if it did not say.
+	RetryAfter time.Duration
 
 	err error
 }
@@ -75,6 +80,8 @@ func ErrorFrom(err error) (*Error, bool) {
 			if e.RequestID == "" {
 				e.RequestID = d.GetRequestId()
 			}
+		case *errdetails.RetryInfo:
+			e.RetryAfter = max(0, d.GetRetryDelay().AsDuration())
 		case *errdetails.BadRequest:
 			for _, v := range d.GetFieldViolations() {
 				e.Violations = append(e.Violations, FieldViolation{Field: v.GetField(), Description: v.GetDescription()})
