@@ -109,6 +109,9 @@ var internalImports = map[string]reasons{
 	},
 
 	"client": {},
+	"client/internal/daemontest": {
+		"client": "it makes the keys that tests and examples use",
+	},
 	"cmd/keyhold": {
 		"client":        "the tool is a client",
 		"proto/awsjson": "--output json has AWS's member names",
@@ -236,6 +239,8 @@ var guardedStandard = map[string]reasons{
 		"cmd/keyholdd":      "the witness runs in a child process",
 		"hsm/witness":       "the witness runs in a child process",
 		"hsm/hsmtest/fault": "it compiles its library",
+
+		"client/internal/daemontest": "it builds and runs the daemon",
 	},
 	"net/http": {
 		"server":          "it runs the admin listener",

@@ -13,7 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-	"go.uber.org/goleak"
+
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -26,8 +26,6 @@ import (
 	"github.com/keyhold/keyhold/client"
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // server answers GenerateRandom with what answer says.
 type server struct {
