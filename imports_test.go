@@ -109,6 +109,9 @@ var internalImports = map[string]reasons{
 	},
 
 	"client": {},
+	"client/tinkaead": {
+		"client": "errors and options of the client",
+	},
 	"client/internal/daemontest": {
 		"client": "it makes the keys that tests and examples use",
 	},
@@ -151,7 +154,7 @@ var outsideImports = map[string]struct {
 	},
 	"google.golang.org/grpc": {
 		reason: "the wire; the core does not know it",
-		users:  []string{"proto/keyhold/v1", "server/grpcapi", "client", "server", "cmd/..."},
+		users:  []string{"proto/keyhold/v1", "server/grpcapi", "client/...", "server", "cmd/..."},
 	},
 	"google.golang.org/genproto/googleapis/rpc": {
 		reason: "ErrorInfo in a gRPC status",
@@ -186,6 +189,10 @@ var outsideImports = map[string]struct {
 		reason:  "configuration",
 		users:   []string{"server", "server/dev", "cmd/..."},
 		testers: []string{"server/doctor"}, // they write configurations
+	},
+	"github.com/tink-crypto/tink-go/v2": {
+		reason: "its interfaces; who does not use Tink does not get it",
+		users:  []string{"client/tinkaead"},
 	},
 	"github.com/google/uuid": {
 		reason: "ids of keys, events and requests",
@@ -362,6 +369,8 @@ func TestImportPolicyRefuses(t *testing.T) {
 		{name: "an unknown module", pkg: "server", imp: "example.com/left-pad"},
 		{name: "a test library in a test", pkg: "client", imp: "github.com/google/go-cmp/cmp", test: true, ok: true},
 		{name: "a test library elsewhere", pkg: "client", imp: "github.com/google/go-cmp/cmp"},
+		{name: "Tink in its package", pkg: "client/tinkaead", imp: "github.com/tink-crypto/tink-go/v2/tink", ok: true},
+		{name: "Tink in the client", pkg: "client", imp: "github.com/tink-crypto/tink-go/v2/tink"},
 		{name: "SQL in the daemon", pkg: "cmd/keyholdd", imp: "github.com/mattn/go-sqlite3"},
 		{name: "SQL in its test", pkg: "cmd/keyholdd", imp: "github.com/mattn/go-sqlite3", test: true, ok: true},
 		{name: "the global logger", pkg: "server", imp: "log"},

@@ -79,7 +79,7 @@ func (d *Decrypter) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.Decrypte
 	if len(ciphertext) != d.public.Size() {
 		return nil, ErrDecrypt
 	}
-	ctx, cancel := d.opts.call()
+	ctx, cancel := d.opts.Context()
 	defer cancel()
 	resp, err := d.service.Decrypt(ctx, &keyholdv1.DecryptRequest{KeyId: &d.arn, CiphertextBlob: ciphertext, EncryptionAlgorithm: alg})
 	switch {

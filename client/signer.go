@@ -45,8 +45,8 @@ type KeyOptions struct {
 	Timeout time.Duration
 }
 
-// call returns the context of one call.
-func (o KeyOptions) call() (context.Context, context.CancelFunc) {
+// Context returns the context of one call, which ends with cancel.
+func (o KeyOptions) Context() (context.Context, context.CancelFunc) {
 	ctx := context.Background()
 	if o.BaseContext != nil {
 		ctx = o.BaseContext()
@@ -138,7 +138,7 @@ func (s *Signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byt
 	case len(digest) != hash.Size():
 		return nil, fmt.Errorf("sign: the digest has %d bytes; one of %v has %d", len(digest), hash, hash.Size())
 	}
-	ctx, cancel := s.opts.call()
+	ctx, cancel := s.opts.Context()
 	defer cancel()
 	resp, err := s.service.Sign(ctx, req)
 	if err != nil {
