@@ -77,6 +77,9 @@ type Client struct {
 	Health grpc_health_v1.HealthClient
 
 	conn *grpc.ClientConn
+	// retry and timeout are the configuration's, complete.
+	retry   Retry
+	timeout time.Duration
 }
 
 // Dial checks cfg, reads the certificate files and prepares a connection. It
@@ -116,6 +119,7 @@ func Dial(cfg Config) (*Client, error) {
 		Keys:   keyholdv1.NewKeyManagementServiceClient(conn),
 		Health: grpc_health_v1.NewHealthClient(conn),
 		conn:   conn,
+		retry:  cfg.Retry, timeout: cfg.Timeout,
 	}, nil
 }
 

@@ -35,7 +35,7 @@ func TestDecrypter(t *testing.T) {
 			}
 		}
 		for name, opts := range map[string]crypto.DecrypterOpts{
-			"none": nil, "nil": (*rsa.OAEPOptions)(nil), "PKCS #1 v1.5": &rsa.PKCS1v15DecryptOptions{},
+			"none": nil, "nil": (*rsa.OAEPOptions)(nil), "PKCS #1 v1.5": &rsa.PKCS1v15DecryptOptions{}, //nolint:staticcheck // what it must refuse
 			"SHA-512": &rsa.OAEPOptions{Hash: crypto.SHA512}, "no hash": &rsa.OAEPOptions{},
 			"another MGF1": &rsa.OAEPOptions{Hash: h, MGFHash: crypto.SHA512}, "label": &rsa.OAEPOptions{Hash: h, Label: []byte("x")},
 		} {
@@ -48,5 +48,19 @@ func TestDecrypter(t *testing.T) {
 		if _, err := client.NewDecrypter(t.Context(), dialReal(t).Crypto, alias, client.KeyOptions{}); err == nil {
 			t.Errorf("%s: it was taken", alias)
 		}
+	}
+}
+
+// opens encrypts text to the Decrypter's key, and wants it back.
+func opens(t *testing.T, d *client.Decrypter, text string) {
+	t.Helper()
+	pub, _ := d.Public().(*rsa.PublicKey)
+	sealed, err := rsa.EncryptOAEP(crypto.SHA256.New(), rand.Reader, pub, []byte(text), nil)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	if got, err := d.Decrypt(nil, sealed, &rsa.OAEPOptions{Hash: crypto.SHA256}); err != nil || string(got) != text {
+		t.Errorf("%q, %v", got, err)
 	}
 }

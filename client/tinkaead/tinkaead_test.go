@@ -47,6 +47,11 @@ func dial(t *testing.T) *client.Client {
 	return c
 }
 
+var (
+	_ tinkaead.Service = keyholdv1.CryptographyServiceClient(nil)
+	_ tinkaead.Service = (*client.Coalescer)(nil)
+)
+
 func newAEAD(t *testing.T, c *client.Client, keyID string) *tinkaead.AEAD {
 	t.Helper()
 	a, err := tinkaead.New(c.Crypto, keyID, client.KeyOptions{})

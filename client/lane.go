@@ -1,0 +1,356 @@
+package client
+
+import (
+	"container/list"
+	"context"
+	"slices"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/protoadapt"
+
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
+)
+
+// lane is one region: what is under way and what waits. Coalescer.mu guards it
+// and everything below, but for what the comments say.
+type lane struct {
+	name    string
+	region  []string // as metadata
+	flights []*flight
+	queue   list.List // of *item
+	// watch looks at the queue again when a flight may be stalled.
+	watch *time.Timer
+}
+
+// flight is one request that is under way.
+type flight struct {
+	lane  *lane
+	begun time.Time
+}
+
+// item is a call that waits or is in a batch.
+type item struct {
+	// ended is the Err of the caller's context.
+	ended    func() error
+	deadline time.Time
+	region   []string
+	// body is the encoded BatchItem. It may hold a plaintext, and is wiped when it
+	// is not needed any more.
+	body []byte
+
+	place *list.Element // in the queue, or nil
+	batch *batch        // the one it is in, or nil
+	gone  bool          // the caller has left
+
+	// turn is closed when the caller must go on: flight is set if it may send
+	// the call itself, else it is done. What follows is fixed by then.
+	turn      chan struct{}
+	flight    *flight
+	result    *keyholdv1.BatchResult
+	requestID string
+	err       error // of the whole batch
+}
+
+// batch is items that are sent together.
+type batch struct {
+	items   []*item
+	callers int // that have not left
+	cancel  context.CancelFunc
+}
+
+// newItem encodes a call, since its request belongs to the caller, who may leave
+// before it is sent.
+func newItem(ctx context.Context, in *keyholdv1.BatchItem) (*item, error) {
+	body, err := proto.Marshal(in)
+	if err != nil {
+		return nil, err
+	}
+	deadline, _ := ctx.Deadline()
+	md, _ := metadata.FromOutgoingContext(ctx)
+	return &item{ended: ctx.Err, deadline: deadline, region: md.Get(RegionHeader), body: body, turn: make(chan struct{})}, nil
+}
+
+// begin returns a flight if the call may be sent at once.
+func (c *Coalescer) begin(region string) *flight {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l := c.lane(region)
+	if l.queue.Len() > 0 || !c.free(l) {
+		return nil
+	}
+	return c.depart(l)
+}
+
+func (c *Coalescer) lane(name string) *lane {
+	l := c.lanes[name]
+	if l == nil {
+		l = &lane{name: name}
+		c.lanes[name] = l
+	}
+	return l
+}
+
+// free tells whether another request may be sent.
+func (c *Coalescer) free(l *lane) bool {
+	if len(l.flights) < c.cfg.MaxInFlight {
+		return true
+	}
+	busy, now := 0, c.retry.Now()
+	for _, f := range l.flights {
+		if now.Sub(f.begun) < stalledAfter {
+			busy++
+		}
+	}
+	return busy < c.cfg.MaxInFlight
+}
+
+func (c *Coalescer) depart(l *lane) *flight {
+	f := &flight{lane: l, begun: c.retry.Now()}
+	l.flights = append(l.flights, f)
+	return f
+}
+
+// end says that a request has ended, and sends what waits.
+func (c *Coalescer) end(f *flight) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.land(f)
+}
+
+func (c *Coalescer) land(f *flight) {
+	l := f.lane
+	l.flights = slices.DeleteFunc(l.flights, func(g *flight) bool { return g == f })
+	c.dispatch(l)
+}
+
+// wait queues the item and returns when its turn has come or its context has
+// ended. A flight is returned where the caller is to send the call itself.
+func (c *Coalescer) wait(ctx context.Context, region string, it *item) (*flight, error) {
+	c.mu.Lock()
+	if c.waiting >= c.cfg.MaxWaiting {
+		c.mu.Unlock()
+		clear(it.body)
+		return nil, status.Errorf(codes.ResourceExhausted, "%d calls wait to be sent", c.cfg.MaxWaiting)
+	}
+	l := c.lane(region)
+	l.region = it.region
+	it.place = l.queue.PushBack(it)
+	c.waiting++
+	c.dispatch(l) // something may have ended since begin
+	if it.place != nil && l.watch == nil {
+		l.watch = time.AfterFunc(stalledAfter, func() { c.look(l) })
+	}
+	c.mu.Unlock()
+	select {
+	case <-it.turn:
+		return it.flight, nil
+	case <-ctx.Done():
+		c.leave(l, it)
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+}
+
+// look sends what waits behind stalled requests, and looks again later where
+// something is left.
+func (c *Coalescer) look(l *lane) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l.watch = nil
+	c.dispatch(l)
+	if l.queue.Len() > 0 {
+		l.watch = time.AfterFunc(stalledAfter, func() { c.look(l) })
+	}
+}
+
+// leave takes the caller of an item away, wherever the item is.
+func (c *Coalescer) leave(l *lane, it *item) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	it.gone = true
+	switch {
+	case it.place != nil:
+		c.unqueue(l, it)
+		clear(it.body)
+		c.tidy(l)
+	case it.flight != nil:
+		c.land(it.flight) // it was let go at this moment, and does not
+	case it.result != nil:
+		wipeResult(it.result)
+	case it.batch != nil:
+		it.batch.callers--
+		if it.batch.callers == 0 {
+			it.batch.cancel()
+		}
+	}
+}
+
+func (c *Coalescer) unqueue(l *lane, it *item) {
+	l.queue.Remove(it.place)
+	it.place = nil
+	c.waiting--
+}
+
+// dispatch sends what waits, as far as requests may be sent.
+func (c *Coalescer) dispatch(l *lane) {
+	for l.queue.Len() > 0 && c.free(l) {
+		items := c.take(l)
+		switch len(items) {
+		case 0: // all of them had ended
+		case 1: // its caller sends it, as an ordinary call
+			it := items[0]
+			it.flight = c.depart(l)
+			clear(it.body)
+			close(it.turn)
+		default:
+			c.send(l, items)
+		}
+	}
+	c.tidy(l)
+}
+
+// take takes the items of one batch from the queue, in their order. Those whose
+// context has ended are dropped: their callers are about to leave.
+func (c *Coalescer) take(l *lane) []*item {
+	var items []*item
+	bytes := 0
+	for l.queue.Len() > 0 && len(items) < maxBatchItems {
+		it := l.queue.Front().Value.(*item) //nolint:forcetypeassert // the only type in it
+		if it.ended() != nil {
+			c.unqueue(l, it)
+			clear(it.body)
+			continue
+		}
+		if bytes += len(it.body); bytes > maxBatchBytes {
+			break
+		}
+		c.unqueue(l, it)
+		items = append(items, it)
+	}
+	return items
+}
+
+// tidy forgets a lane that nothing is in.
+func (c *Coalescer) tidy(l *lane) {
+	if l.queue.Len() > 0 {
+		return
+	}
+	if l.watch != nil {
+		l.watch.Stop()
+		l.watch = nil
+	}
+	if len(l.flights) == 0 && c.lanes[l.name] == l {
+		delete(c.lanes, l.name)
+	}
+}
+
+// send sends items as one Batch, in a goroutine of its own: no caller's context
+// is the batch's.
+func (c *Coalescer) send(l *lane, items []*item) {
+	var latest time.Time
+	for _, it := range items {
+		if it.deadline.After(latest) {
+			latest = it.deadline
+		}
+	}
+	ctx, cancel := context.WithDeadline(context.Background(), latest)
+	for _, region := range l.region {
+		ctx = metadata.AppendToOutgoingContext(ctx, RegionHeader, region) //nolint:fatcontext // at most one, in practice
+	}
+	b := &batch{items: items, callers: len(items), cancel: cancel}
+	for _, it := range items {
+		it.batch = b
+	}
+	f := c.depart(l)
+	c.calls.Go(func() {
+		defer cancel()
+		c.carry(ctx, b, f)
+	})
+}
+
+// carry makes the batch's call and hands out what came of it.
+func (c *Coalescer) carry(ctx context.Context, b *batch, f *flight) {
+	var header metadata.MD
+	req := encodeBatch(b.items)
+	resp, err := c.Batch(ctx, req, grpc.Header(&header))
+	clear(req.ProtoReflect().GetUnknown())
+	results := resp.GetResults()
+	if err == nil && len(results) != len(b.items) {
+		err = status.Errorf(codes.Internal, "a batch of %d items has %d results", len(b.items), len(results))
+	}
+	var requestID string
+	if id := header.Get(requestIDHeader); len(id) > 0 {
+		requestID = id[0]
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, it := range b.items {
+		it.err, it.requestID = err, requestID
+		if err == nil {
+			it.result = results[i]
+		}
+		if it.gone && it.result != nil {
+			wipeResult(it.result)
+		}
+		close(it.turn)
+	}
+	c.land(f)
+}
+
+// encodeBatch makes a BatchRequest of encoded items, and wipes them. What is in
+// a message's unknown fields is sent as it is.
+func encodeBatch(items []*item) *keyholdv1.BatchRequest {
+	const field = 1 // BatchRequest.items
+	size := 0
+	for _, it := range items {
+		size += protowire.SizeTag(field) + protowire.SizeBytes(len(it.body))
+	}
+	b := make([]byte, 0, size)
+	for _, it := range items {
+		b = protowire.AppendTag(b, field, protowire.BytesType)
+		b = protowire.AppendBytes(b, it.body)
+		clear(it.body)
+	}
+	req := new(keyholdv1.BatchRequest)
+	req.ProtoReflect().SetUnknown(b)
+	return req
+}
+
+// wipeResult forgets the secrets of an answer that nobody waits for.
+func wipeResult(r *keyholdv1.BatchResult) {
+	clear(r.GetDecrypt().GetPlaintext())
+	clear(r.GetGenerateDataKey().GetPlaintext())
+	clear(r.GetGenerateMac().GetMac())
+}
+
+// itemError is the status that the item's call alone would have ended with.
+func itemError(e *keyholdv1.BatchError, requestID string) error {
+	code, message := codes.Code(e.GetGrpcStatus()), e.GetMessage()
+	if code == codes.OK {
+		code = codes.Unknown
+	}
+	if message == "" {
+		message = e.GetException()
+	}
+	details := []protoadapt.MessageV1{
+		&errdetails.ErrorInfo{Reason: e.GetException(), Domain: ErrorDomain, Metadata: map[string]string{requestIDKey: requestID}},
+	}
+	if len(e.GetViolations()) > 0 {
+		bad := &errdetails.BadRequest{}
+		for _, v := range e.GetViolations() {
+			bad.FieldViolations = append(bad.FieldViolations, &errdetails.BadRequest_FieldViolation{Field: v.GetField(), Description: v.GetDescription()})
+		}
+		details = append(details, bad)
+	}
+	st, err := status.New(code, message).WithDetails(details...)
+	if err != nil {
+		return status.Error(code, message)
+	}
+	return st.Err()
+}
