@@ -164,6 +164,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	serving, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	tuneGC()
 	var wg sync.WaitGroup
 	wg.Go(func() { cancel(door.Serve(grpcListener)) })
 	wg.Go(func() { cancel(admin.Serve(adminListener)) })
