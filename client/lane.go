@@ -3,6 +3,7 @@ package client
 import (
 	"container/list"
 	"context"
+	"runtime"
 	"slices"
 	"time"
 
@@ -25,6 +26,7 @@ type lane struct {
 	region  []string // as metadata
 	flights []*flight
 	queue   list.List // of *item
+	riding  int       // calls that are under way, alone and in batches
 	// watch looks at the queue again when a flight may be stalled.
 	watch *time.Timer
 }
@@ -33,6 +35,7 @@ type lane struct {
 type flight struct {
 	lane  *lane
 	begun time.Time
+	calls int
 }
 
 // item is a call that waits or is in a batch.
@@ -85,7 +88,7 @@ func (c *Coalescer) begin(region string) *flight {
 	if l.queue.Len() > 0 || !c.free(l) {
 		return nil
 	}
-	return c.depart(l)
+	return c.depart(l, 1)
 }
 
 func (c *Coalescer) lane(name string) *lane {
@@ -111,8 +114,9 @@ func (c *Coalescer) free(l *lane) bool {
 	return busy < c.cfg.MaxInFlight
 }
 
-func (c *Coalescer) depart(l *lane) *flight {
-	f := &flight{lane: l, begun: c.retry.Now()}
+func (c *Coalescer) depart(l *lane, calls int) *flight {
+	f := &flight{lane: l, begun: c.retry.Now(), calls: calls}
+	l.riding += calls
 	l.flights = append(l.flights, f)
 	return f
 }
@@ -126,6 +130,7 @@ func (c *Coalescer) end(f *flight) {
 
 func (c *Coalescer) land(f *flight) {
 	l := f.lane
+	l.riding -= f.calls
 	l.flights = slices.DeleteFunc(l.flights, func(g *flight) bool { return g == f })
 	c.dispatch(l)
 }
@@ -200,12 +205,12 @@ func (c *Coalescer) unqueue(l *lane, it *item) {
 // dispatch sends what waits, as far as requests may be sent.
 func (c *Coalescer) dispatch(l *lane) {
 	for l.queue.Len() > 0 && c.free(l) {
-		items := c.take(l)
+		items := c.take(l, c.share(l))
 		switch len(items) {
 		case 0: // all of them had ended
 		case 1: // its caller sends it, as an ordinary call
 			it := items[0]
-			it.flight = c.depart(l)
+			it.flight = c.depart(l, 1)
 			clear(it.body)
 			close(it.turn)
 		default:
@@ -215,12 +220,22 @@ func (c *Coalescer) dispatch(l *lane) {
 	c.tidy(l)
 }
 
-// take takes the items of one batch from the queue, in their order. Those whose
-// context has ended are dropped: their callers are about to leave.
-func (c *Coalescer) take(l *lane) []*item {
+// share returns how many items a batch takes: so many that those which wait and
+// those which are under way, which will come back if there is a steady load, make
+// batches of one size. Otherwise one batch would carry nearly all, and the rest
+// of MaxInFlight next to none.
+func (c *Coalescer) share(l *lane) int {
+	n := (l.queue.Len() + l.riding + c.cfg.MaxInFlight - 1) / c.cfg.MaxInFlight
+	return min(max(n, 1), maxBatchItems)
+}
+
+// take takes the items of one batch from the queue, at most so many, in their
+// order. Those whose context has ended are dropped: their callers are about to
+// leave.
+func (c *Coalescer) take(l *lane, most int) []*item {
 	var items []*item
 	bytes := 0
-	for l.queue.Len() > 0 && len(items) < maxBatchItems {
+	for l.queue.Len() > 0 && len(items) < most {
 		it := l.queue.Front().Value.(*item) //nolint:forcetypeassert // the only type in it
 		if it.ended() != nil {
 			c.unqueue(l, it)
@@ -267,7 +282,7 @@ func (c *Coalescer) send(l *lane, items []*item) {
 	for _, it := range items {
 		it.batch = b
 	}
-	f := c.depart(l)
+	f := c.depart(l, len(items))
 	c.calls.Go(func() {
 		defer cancel()
 		c.carry(ctx, b, f)
@@ -289,7 +304,6 @@ func (c *Coalescer) carry(ctx context.Context, b *batch, f *flight) {
 		requestID = id[0]
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	for i, it := range b.items {
 		it.err, it.requestID = err, requestID
 		if err == nil {
@@ -300,6 +314,13 @@ func (c *Coalescer) carry(ctx context.Context, b *batch, f *flight) {
 		}
 		close(it.turn)
 	}
+	c.mu.Unlock()
+	// The callers go first. Those that have another call to make, as they do under
+	// load, meet in the next batch; otherwise the first of them would be sent alone
+	// and the rest wait for it.
+	runtime.Gosched()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.land(f)
 }
 

@@ -8,7 +8,7 @@ import (
 
 // garbageBytes is how much garbage may gather between two collections, where the
 // heap in use is smaller than that.
-const garbageBytes = 40 << 20
+const garbageBytes = 32 << 20
 
 // tuneGC makes the garbage collector run less often in a small process. By
 // default it runs whenever as much was allocated as is in use, which for a
@@ -29,6 +29,6 @@ func tuneGC() {
 
 // gcPercent returns GOGC for so many bytes in use.
 func gcPercent(inUse uint64) int {
-	const least, most = 100, 800
+	const least, most = 100, 400
 	return int(min(most, max(least, garbageBytes*100/max(inUse, 1))))
 }
