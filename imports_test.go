@@ -117,9 +117,10 @@ var internalImports = map[string]reasons{
 	},
 	"client/filecrypt": {}, // it takes the client as two interfaces
 	"cmd/keyhold": {
-		"client":        "the tool is a client",
-		"proto/awsjson": "--output json has AWS's member names",
-		"server/audit":  "keyhold audit verify, offline",
+		"client":           "the tool is a client",
+		"client/filecrypt": "keyhold file",
+		"proto/awsjson":    "--output json has AWS's member names",
+		"server/audit":     "keyhold audit verify, offline",
 	},
 	"cmd/keyholdd": {
 		"server":        "the daemon",

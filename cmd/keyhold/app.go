@@ -87,7 +87,7 @@ Exit codes: 0 success, 1 failure, 2 wrong usage.`,
 	a.addGlobalFlags(root)
 	root.AddCommand(
 		a.keyCommand(), a.aliasCommand(),
-		a.encryptCommand(), a.decryptCommand(), a.reencryptCommand(), a.dataKeyCommand(),
+		a.encryptCommand(), a.decryptCommand(), a.reencryptCommand(), a.dataKeyCommand(), a.fileCommand(),
 		a.signCommand(), a.verifyCommand(), a.macCommand(), a.verifyMacCommand(),
 		a.randomCommand(), a.pubkeyCommand(),
 		a.auditCommand(), a.statusCommand(), a.envCommand(), a.versionCommand(),

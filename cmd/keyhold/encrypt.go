@@ -22,13 +22,13 @@ func (a *app) encryptCommand() *cobra.Command {
 		Use:   "encrypt --key KEY [FILE]",
 		Short: "Encrypt up to 4096 bytes",
 		Long: `Encrypt a file or standard input, up to 4096 bytes, inside the token. For more,
-encrypt with a data key: ` + "`keyhold datakey`" + `. RSA keys need --algorithm and take less.`,
+there is ` + "`keyhold file encrypt`" + `. RSA keys need --algorithm and take less.`,
 		Example: `  keyhold encrypt --key alias/app < password > password.kh
   keyhold encrypt --key alias/app --context tenant=7 --out password.kh password`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			plaintext, err := a.readInput(cmd.Context(), fileArgument(args), inputSpec{
-				name: "plaintext", limit: maxPlaintextBytes, remedy: "use a data key: `keyhold datakey`",
+				name: "plaintext", limit: maxPlaintextBytes, remedy: "`keyhold file encrypt` takes more",
 			})
 			if err != nil {
 				return err

@@ -63,6 +63,7 @@ func TestScripts(t *testing.T) {
 			"journal": makeJournal,
 			"fill":    fill,
 			"status":  exitStatus,
+			"append":  appendText,
 		},
 	})
 }
@@ -101,6 +102,17 @@ func fill(ts *testscript.TestScript, _ bool, args []string) {
 		b[i] = 'x'
 	}
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), b, 0o600))
+}
+
+// appendText puts text behind a file.
+func appendText(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: append FILE TEXT")
+	}
+	f, err := os.OpenFile(ts.MkAbs(args[0]), os.O_APPEND|os.O_WRONLY, 0)
+	ts.Check(err)
+	_, err = f.WriteString(args[1])
+	ts.Check(errors.Join(err, f.Close()))
 }
 
 // exitStatus runs a command and checks its exit code.
