@@ -1,0 +1,72 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// step is a command of a session, with what it prints.
+type step struct{ command, output string }
+
+// readmeSession returns the commands of the README's first session.
+func readmeSession(t *testing.T) []step {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, listing, ok := strings.Cut(string(text), "```console\n")
+	if !ok {
+		t.Fatal("README.md shows no session")
+	}
+	listing, _, _ = strings.Cut(listing, "```")
+	var steps []step
+	for line := range strings.Lines(listing) {
+		if command, ok := strings.CutPrefix(line, "$ "); ok {
+			steps = append(steps, step{command: command})
+		} else if strings.TrimSpace(line) != "" {
+			steps[len(steps)-1].output += line
+		}
+	}
+	return steps
+}
+
+// TestREADMESession types the README's session and wants to see what it shows.
+func TestREADMESession(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	d := start(t, filepath.Join(dir, ".keyhold"))
+	if err := os.Symlink(binaries.dir, filepath.Join(dir, "bin")); err != nil {
+		t.Fatal(err)
+	}
+	steps := readmeSession(t)
+	script := "exec 2>&1\n"
+	for _, s := range steps {
+		script += s.command + "printf '\\0'\n"
+	}
+	cmd := exec.Command("sh")
+	cmd.Dir, cmd.Stdin = dir, strings.NewReader(script)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Errorf("%v", err)
+	}
+	outputs := bytes.Split(out, []byte{0})
+	if len(outputs) != len(steps)+1 {
+		t.Fatalf("%d commands, %d outputs:\n%s", len(steps), len(outputs)-1, out)
+	}
+	// What differs each time: ids, and how many records there are.
+	id := regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
+	records := regexp.MustCompile(`(?m)^(Records +)\d+$`)
+	same := func(s string) string { return records.ReplaceAllString(id.ReplaceAllString(s, "ID"), "${1}N") }
+	for i, s := range steps {
+		if got := string(outputs[i]); same(got) != same(s.output) {
+			t.Errorf("$ %sprints\n%sand not\n%s", s.command, got, s.output)
+		}
+	}
+	d.stop(t)
+}
