@@ -53,7 +53,7 @@ func settings() []setting {
 		{setServerName, "KEYHOLD_SERVER_NAME", "server_name", "name that the server's certificate must carry", false},
 		{setRegion, "KEYHOLD_REGION", "region", "region of the keys; the server has a default", false},
 		{setTimeout, "KEYHOLD_TIMEOUT", "timeout", "how long one call may take, such as 30s, which is the default", false},
-		{setAdminURL, "KEYHOLD_ADMIN_URL", "admin_url", "URL of the server's admin listener, for status", false},
+		{setAdminURL, "KEYHOLD_ADMIN_URL", "admin_url", "URL of the server's admin listener, for status and bench", false},
 	}
 }
 

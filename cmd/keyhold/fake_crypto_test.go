@@ -142,3 +142,20 @@ func (f *fake) VerifyMac(ctx context.Context, req *keyholdv1.VerifyMacRequest) (
 	}
 	return &keyholdv1.VerifyMacResponse{KeyId: meta.GetArn(), MacValid: proto.Bool(true), MacAlgorithm: req.GetMacAlgorithm()}, nil
 }
+
+// Batch knows Encrypt, and refuses all else.
+func (f *fake) Batch(ctx context.Context, req *keyholdv1.BatchRequest) (*keyholdv1.BatchResponse, error) {
+	resp := &keyholdv1.BatchResponse{}
+	for _, item := range req.GetItems() {
+		result := &keyholdv1.BatchResult{Result: &keyholdv1.BatchResult_Error{Error: &keyholdv1.BatchError{Exception: "UnsupportedOperationException"}}}
+		if item.GetEncrypt() != nil {
+			encrypted, err := f.Encrypt(ctx, item.GetEncrypt())
+			if err != nil {
+				return nil, err
+			}
+			result.Result = &keyholdv1.BatchResult_Encrypt{Encrypt: encrypted}
+		}
+		resp.Results = append(resp.Results, result)
+	}
+	return resp, nil
+}

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -44,6 +45,11 @@ type fake struct {
 
 	requests string        // file: one line of JSON for each request
 	blocked  chan struct{} // told when a request for key "slow" has come
+
+	// onRequest, if any, is told the number of each request to the data plane,
+	// from 1, and may refuse it.
+	onRequest    atomic.Pointer[func(n int64) error]
+	requestCount atomic.Int64
 
 	mu      sync.Mutex
 	keys    []*keyholdv1.KeyMetadata
@@ -132,6 +138,11 @@ func (f *fake) record(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 	_, err = out.WriteString(line)
 	if err = cmp.Or(err, out.Close()); err != nil {
 		return nil, err
+	}
+	if on := f.onRequest.Load(); on != nil && strings.Contains(info.FullMethod, "CryptographyService") {
+		if err := (*on)(f.requestCount.Add(1)); err != nil {
+			return nil, err
+		}
 	}
 	return next(ctx, req)
 }
@@ -321,6 +332,7 @@ func (f *fake) CreateAlias(ctx context.Context, req *keyholdv1.CreateAliasReques
 	f.aliases = append(f.aliases, &keyholdv1.AliasListEntry{
 		AliasName: req.GetAliasName(), TargetKeyId: meta.GetKeyId(), CreationDate: now, LastUpdatedDate: now,
 	})
+	slices.SortFunc(f.aliases, func(a, b *keyholdv1.AliasListEntry) int { return strings.Compare(a.GetAliasName(), b.GetAliasName()) })
 	return &keyholdv1.CreateAliasResponse{}, nil
 }
 

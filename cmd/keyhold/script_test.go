@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -40,7 +42,12 @@ func TestScripts(t *testing.T) {
 				return err
 			}
 			env.Defer(s.stop)
+			var cpu atomic.Int64 // of the server, in milliseconds
 			admin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/metrics" {
+					fmt.Fprintf(w, "# TYPE process_cpu_seconds_total counter\nprocess_cpu_seconds_total %.2f\n", float64(cpu.Add(10))/1000)
+					return
+				}
 				if _, err := os.Stat(filepath.Join(env.WorkDir, "unready")); err == nil || r.URL.Path != "/readyz" {
 					http.Error(w, "token: \x1b[31mno token", http.StatusServiceUnavailable)
 				}

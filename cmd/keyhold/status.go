@@ -109,25 +109,7 @@ func askReady(ctx context.Context, conf *config) (string, error) {
 
 // getReady returns why the server is not ready, or nothing if it is.
 func getReady(ctx context.Context, conf *config) (string, error) {
-	target, err := url.Parse(conf.text(setAdminURL))
-	if err != nil || target.Scheme != "http" && target.Scheme != "https" || target.Host == "" {
-		return "", errors.New("it is not an http or https URL")
-	}
-	transport := &http.Transport{DisableKeepAlives: true} // and no proxy, as for gRPC
-	if target.Scheme == "https" {
-		clientConf, err := conf.client()
-		if err != nil {
-			return "", err
-		}
-		if transport.TLSClientConfig, err = client.TLSConfig(clientConf); err != nil {
-			return "", err
-		}
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target.JoinPath("readyz").String(), nil)
-	if err != nil {
-		return "", err
-	}
-	resp, err := (&http.Client{Transport: transport}).Do(req)
+	resp, err := adminGet(ctx, conf, "readyz")
 	if err != nil {
 		return "", err
 	}
@@ -140,4 +122,27 @@ func getReady(ctx context.Context, conf *config) (string, error) {
 		return "", err
 	}
 	return printable(strings.TrimSpace(resp.Status + " " + string(body))), nil
+}
+
+// adminGet gets a path of the admin listener. The caller closes the body.
+func adminGet(ctx context.Context, conf *config, path string) (*http.Response, error) {
+	target, err := url.Parse(conf.text(setAdminURL))
+	if err != nil || target.Scheme != "http" && target.Scheme != "https" || target.Host == "" {
+		return nil, errors.New("it is not an http or https URL")
+	}
+	transport := &http.Transport{DisableKeepAlives: true} // and no proxy, as for gRPC
+	if target.Scheme == "https" {
+		clientConf, err := conf.client()
+		if err != nil {
+			return nil, err
+		}
+		if transport.TLSClientConfig, err = client.TLSConfig(clientConf); err != nil {
+			return nil, err
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target.JoinPath(path).String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	return (&http.Client{Transport: transport}).Do(req)
 }

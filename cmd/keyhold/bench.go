@@ -1,0 +1,184 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyhold/keyhold/client"
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
+)
+
+// Limits of a benchmark.
+const (
+	maxBenchWorkers     = 4096
+	maxBenchConnections = 256
+	maxBenchKeys        = 1000
+	maxBenchBatch       = 100 // the API's
+	// benchRound is how long one operation is measured before it is the next
+	// one's turn.
+	benchRound = time.Second
+)
+
+// benchArgs is what bench was told.
+type benchArgs struct {
+	ops         []string
+	spec        keyholdv1.KeySpec
+	concurrency int
+	connections int
+	duration    time.Duration
+	warmup      time.Duration
+	payload     int
+	keys        int
+	batch       int
+	cleanup     bool
+	yes         bool
+}
+
+func (a *app) benchCommand() *cobra.Command {
+	var b benchArgs
+	cmd := &cobra.Command{
+		Use:   "bench",
+		Short: "Measure a running server",
+		Long: `Send requests to the server, as many at a time as --concurrency says, and print
+how many it answers and how long they take. ping is the health check, which uses no
+key and writes no audit record: it shows what the connection alone costs.
+
+Several operations take turns, a second each, so that what else happens on the
+machine meets all of them alike, and they can be compared.
+
+Latencies are those of requests. With --batch each request carries that many
+items, which count as operations. Where KEYHOLD_ADMIN_URL is set, the CPU time
+of the whole server process is shown, by operation.
+
+The keys are alias/` + benchAliasPrefix + `SPEC-N. They are made when they are
+not there, and stay for the next time. --cleanup schedules their deletion.`,
+		Example: `  keyhold bench --op ping,encrypt,decrypt --concurrency 64
+  keyhold bench --op sign --spec RSA_2048 --duration 30s --output json
+  keyhold bench --op encrypt --batch 100 --keys 8
+  keyhold bench --cleanup`,
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if b.cleanup {
+				return a.withClient(func(c *client.Client) error { return a.benchCleanup(cmd.Context(), c, b.yes) })
+			}
+			if err := b.check(); err != nil {
+				return err
+			}
+			return a.withClient(func(c *client.Client) error { return a.bench(cmd.Context(), c, &b) })
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringSliceVar(&b.ops, "op", []string{"encrypt"}, "what to measure, one or several: "+strings.Join(benchOpNames(), ", "))
+	completeWords(cmd, "op", benchOpNames()...)
+	enumVar(cmd, &b.spec, "spec", "type of the keys; each operation has a default")
+	flags.IntVar(&b.concurrency, "concurrency", 16, "requests at a time")
+	flags.IntVar(&b.connections, "connections", 1, "connections that they share")
+	flags.DurationVar(&b.duration, "duration", 10*time.Second, "how long to measure each operation")
+	flags.DurationVar(&b.warmup, "warmup", time.Second, "how long to run each operation before")
+	flags.IntVar(&b.payload, "payload", 32, "bytes of plaintext, message, or random")
+	flags.IntVar(&b.keys, "keys", 1, "keys to use in turn")
+	flags.IntVar(&b.batch, "batch", 1, "items in a request; more than 1 sends batches")
+	flags.BoolVar(&b.cleanup, "cleanup", false, "do not measure: schedule the deletion of all keys of benchmarks")
+	flags.BoolVar(&b.yes, "yes", false, "do not ask before --cleanup")
+	return cmd
+}
+
+// check refuses command lines that make no sense.
+func (b *benchArgs) check() error {
+	if len(b.ops) == 0 {
+		return usagef("--op names nothing to measure")
+	}
+	for i, name := range b.ops {
+		op := findBenchOp(name)
+		if op == nil {
+			return usagef("--op %s: there are %s", name, strings.Join(benchOpNames(), ", "))
+		}
+		if slices.Contains(b.ops[:i], name) {
+			return usagef("--op names %s twice", name)
+		}
+		if b.batch > 1 && !op.batches {
+			return usagef("--op %s cannot be part of a batch", name)
+		}
+	}
+	for _, limit := range []struct {
+		flag       string
+		value, max int
+	}{
+		{"concurrency", b.concurrency, maxBenchWorkers},
+		{"connections", b.connections, maxBenchConnections},
+		{"keys", b.keys, maxBenchKeys},
+		{"batch", b.batch, maxBenchBatch},
+		{"payload", b.payload, maxPlaintextBytes},
+	} {
+		if limit.value < 1 || limit.value > limit.max {
+			return usagef("--%s must be from 1 to %d", limit.flag, limit.max)
+		}
+	}
+	if b.duration <= 0 || b.warmup < 0 {
+		return usagef("--duration must be above zero, and --warmup not below")
+	}
+	return nil
+}
+
+// bench prepares, warms up, measures and reports. When it is interrupted it
+// reports what it has.
+func (a *app) bench(ctx context.Context, c *client.Client, b *benchArgs) error {
+	conf, err := a.loadConfig()
+	if err != nil {
+		return err
+	}
+	l, err := a.dialLoad(conf, b)
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	loads := make([]*loadOp, len(b.ops))
+	for i, name := range b.ops {
+		if loads[i], err = a.prepareLoad(ctx, c, b, findBenchOp(name)); err != nil {
+			return fmt.Errorf("prepare %s: %w", name, err)
+		}
+	}
+	for _, op := range loads {
+		if err := l.probe(ctx, op); err != nil {
+			return fmt.Errorf("%s: %w", op.name, rpcError(err))
+		}
+	}
+	if _, err := l.cpu(ctx); err != nil && conf.text(setAdminURL) != "" {
+		fmt.Fprintf(a.stderr, "keyhold: the server's CPU time is not known: %s\n", printable(err.Error()))
+	}
+	for _, op := range loads {
+		if b.warmup > 0 && ctx.Err() == nil {
+			l.round(ctx, op, b.warmup)
+		}
+		op.tally = tally{}
+	}
+	rounds := 1
+	if len(loads) > 1 {
+		rounds = max(1, int(b.duration/benchRound))
+	}
+	for range rounds {
+		for _, op := range loads {
+			if ctx.Err() == nil {
+				l.round(ctx, op, b.duration/time.Duration(rounds))
+			}
+		}
+	}
+	if err := a.printBench(b, loads); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	for _, op := range loads {
+		if op.tally.ops == 0 {
+			return errors.New("not one request of " + op.name + " succeeded")
+		}
+	}
+	return nil
+}

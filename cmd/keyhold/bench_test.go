@@ -1,0 +1,140 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
+)
+
+// reports parses what bench prints with --output json.
+func reports(t *testing.T, out string) []benchReport {
+	t.Helper()
+	var all []benchReport
+	for line := range strings.Lines(out) {
+		var r benchReport
+		dec := json.NewDecoder(strings.NewReader(line))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(&r); err != nil {
+			t.Fatalf("%v in %s", err, line)
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
+// Ctrl-C prints what was measured so far.
+func TestBenchInterrupt(t *testing.T) {
+	s, env := newFake(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	// The first is the probe's.
+	s.onRequest.Store(new(func(n int64) error {
+		if n == 50 {
+			cancel()
+		}
+		return nil
+	}))
+	var stdout, stderr bytes.Buffer
+	v := &invocation{env: env, stdin: strings.NewReader(""), stdout: &stdout, stderr: &stderr}
+	began := time.Now()
+	code := v.run(ctx, "bench", "--op", "random", "--duration", "1h", "--warmup", "0s", "--concurrency", "2", "--output", "json")
+	if code != exitFailure || !strings.HasSuffix(stderr.String(), "keyhold: interrupted\n") {
+		t.Errorf("exit code %d, %q", code, stderr.String())
+	}
+	got := reports(t, stdout.String())
+	if len(got) != 1 || got[0].Ops < 40 || got[0].Errors != 0 || got[0].Seconds <= 0 || got[0].Seconds > time.Since(began).Seconds() {
+		t.Errorf("%+v", got)
+	}
+}
+
+// Errors are counted by their names, and are no operations.
+func TestBenchErrors(t *testing.T) {
+	s, env := newFake(t)
+	s.onRequest.Store(new(func(n int64) error {
+		switch {
+		case n > 1 && n%3 == 0:
+			return exception(codes.ResourceExhausted, "ThrottlingException", "slow down")
+		case n > 1 && n%3 == 1:
+			return status.Error(codes.Unavailable, "going away")
+		}
+		return nil
+	}))
+	var stdout, stderr bytes.Buffer
+	v := &invocation{env: env, stdin: strings.NewReader(""), stdout: &stdout, stderr: &stderr}
+	args := []string{"bench", "--op", "random", "--duration", "100ms", "--warmup", "0s", "--concurrency", "2"}
+	if code := v.run(t.Context(), append(args, "--output", "json")...); code != exitOK {
+		t.Fatalf("exit code %d: %s", code, stderr.String())
+	}
+	got := reports(t, stdout.String())[0]
+	if got.Ops == 0 || got.Errors < got.Ops || !strings.Contains(stderr.String(), " ThrottlingException, ") || !strings.Contains(stderr.String(), " Unavailable\n") {
+		t.Errorf("%+v, %q", got, stderr.String())
+	}
+	s.onRequest.Store(new(func(n int64) error {
+		if n%2 == 0 {
+			return exception(codes.ResourceExhausted, "ThrottlingException", "slow down")
+		}
+		return nil
+	}))
+	s.requestCount.Store(0)
+	stdout.Reset()
+	if code := v.run(t.Context(), args...); code != exitOK || !strings.Contains(stdout.String(), " ThrottlingException\n") {
+		t.Errorf("exit code %d: %s", code, stdout.String())
+	}
+	// Not one success is a failure.
+	s.onRequest.Store(new(func(n int64) error {
+		if n > 1 {
+			return exception(codes.PermissionDenied, "AccessDeniedException", "")
+		}
+		return nil
+	}))
+	s.requestCount.Store(0)
+	stderr.Reset()
+	if code := v.run(t.Context(), args...); code != exitFailure || !strings.Contains(stderr.String(), "not one request of random succeeded") {
+		t.Errorf("exit code %d: %s", code, stderr.String())
+	}
+}
+
+// The errors of a batch are found without decoding the rest.
+func TestReadResults(t *testing.T) {
+	failure := func(name string) *keyholdv1.BatchResult {
+		return &keyholdv1.BatchResult{Result: &keyholdv1.BatchResult_Error{Error: &keyholdv1.BatchError{Exception: name, Message: "m"}}}
+	}
+	success := &keyholdv1.BatchResult{Result: &keyholdv1.BatchResult_GenerateMac{GenerateMac: &keyholdv1.GenerateMacResponse{Mac: []byte("mac")}}}
+	raw, err := proto.Marshal(&keyholdv1.BatchResponse{Results: []*keyholdv1.BatchResult{
+		success, failure("DisabledException"), success, failure("ThrottlingException"),
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &frame{batch: true}
+	// As it comes from the wire: in pieces.
+	data := mem.BufferSlice{mem.SliceBuffer(raw[:7]), mem.SliceBuffer(raw[7:])}
+	if err := (frameCodec{}).Unmarshal(data, f); err != nil || !slices.Equal(f.failed, []string{"DisabledException", "ThrottlingException"}) {
+		t.Errorf("%q, %v", f.failed, err)
+	}
+	for n := 1; n < len(raw); n++ {
+		f.failed = nil
+		if err := f.readResults(raw[:n]); err == nil && len(f.failed) > 1 {
+			t.Errorf("the first %d of %d bytes: %q", n, len(raw), f.failed)
+		}
+	}
+	var tl tally
+	tl.count(time.Millisecond, 4, []string{"DisabledException", "ThrottlingException"})
+	tl.fail(errors.New("x"), 4)
+	if want := map[string]int{"DisabledException": 1, "ThrottlingException": 1, "error": 4}; tl.ops != 2 || tl.errors != 6 || !maps.Equal(tl.names, want) {
+		t.Errorf("%d ops, %d errors, %v", tl.ops, tl.errors, tl.names)
+	}
+}
