@@ -233,6 +233,7 @@ func (f *fake) CreateKey(_ context.Context, req *keyholdv1.CreateKeyRequest) (*k
 		KeyUsage:     req.GetKeyUsage(),
 		KeyState:     keyholdv1.KeyState_KEY_STATE_ENABLED,
 		KeySpec:      req.GetKeySpec(),
+		KeyCustody:   req.GetKeyCustody(),
 	}
 	switch req.GetKeyUsage() {
 	case keyholdv1.KeyUsageType_KEY_USAGE_TYPE_GENERATE_VERIFY_MAC:

@@ -27,6 +27,7 @@ func (a *app) keyCommand() *cobra.Command {
 		a.keyCreateCommand(), a.keyListCommand(), a.keyDescribeCommand(),
 		a.keyEnableCommand(), a.keyDisableCommand(),
 		a.keyScheduleDeletionCommand(), a.keyCancelDeletionCommand(), a.keyUpdateDescriptionCommand(),
+		a.keyExportCommand(),
 	)
 	return cmd
 }
@@ -34,20 +35,22 @@ func (a *app) keyCommand() *cobra.Command {
 func (a *app) keyCreateCommand() *cobra.Command {
 	spec := keyholdv1.KeySpec_KEY_SPEC_SYMMETRIC_DEFAULT
 	var usage keyholdv1.KeyUsageType
+	var custody keyholdv1.KeyCustodyType
 	var description, alias string
 	tags := pairsFlag{}
 	cmd := &cobra.Command{
 		Use:   "create",
 		Short: "Generate a key inside the token",
-		Long: `Generate a key inside the token and print its metadata. The key never leaves
-the token.
+		Long: `Generate a key inside the token and print its metadata. The key never leaves the
+token, unless --custody EXPORTABLE says that ` + "`keyhold key export`" + ` may wrap it.
 
-The usage follows from the spec: SYMMETRIC_DEFAULT keys encrypt, HMAC keys make
-MACs, ECC keys sign (unless --usage says KEY_AGREEMENT). RSA keys can do two
-things, so for them it must be said.`,
+The usage follows from the spec: SYMMETRIC_DEFAULT keys encrypt (unless --usage
+says WRAP_UNWRAP), HMAC keys make MACs, ECC keys sign (unless it says
+KEY_AGREEMENT). RSA keys can do two things, so for them it must be said.`,
 		Example: `  keyhold key create --alias app
   keyhold key create --spec HMAC_256 --tag team=payments --output json
-  keyhold key create --spec RSA_3072 --usage SIGN_VERIFY --description 'code signing'`,
+  keyhold key create --spec RSA_3072 --usage SIGN_VERIFY --description 'code signing'
+  keyhold key create --usage WRAP_UNWRAP --alias wrapper`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if usage == 0 {
@@ -59,7 +62,7 @@ things, so for them it must be said.`,
 			if err := checkNewAlias(aliasName(alias)); err != nil {
 				return err
 			}
-			req := &keyholdv1.CreateKeyRequest{KeySpec: spec, KeyUsage: usage, Description: description, Tags: tags.tags()}
+			req := &keyholdv1.CreateKeyRequest{KeySpec: spec, KeyUsage: usage, KeyCustody: custody, Description: description, Tags: tags.tags()}
 			return a.withClient(func(c *client.Client) error {
 				return a.createKey(cmd.Context(), c, req, aliasName(alias))
 			})
@@ -67,6 +70,7 @@ things, so for them it must be said.`,
 	}
 	enumVar(cmd, &spec, "spec", "type of the key")
 	enumVar(cmd, &usage, "usage", "what the key is for")
+	enumVar(cmd, &custody, "custody", "whether the key may ever leave its token, wrapped (default GENERATED, which may not)")
 	cmd.Flags().StringVar(&alias, "alias", "", "also create this alias; app means alias/app")
 	cmd.Flags().StringVar(&description, "description", "", "what people should know about the key")
 	cmd.Flags().Var(tags, "tag", "tag of the key; may be repeated")

@@ -70,7 +70,7 @@ func TestScripts(t *testing.T) {
 			"journal": makeJournal,
 			"fill":    fill,
 			"status":  exitStatus,
-			"append":  appendText,
+			"text":    writeText,
 		},
 	})
 }
@@ -111,12 +111,13 @@ func fill(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), b, 0o600))
 }
 
-// appendText puts text behind a file.
-func appendText(ts *testscript.TestScript, _ bool, args []string) {
+// writeText puts text behind a file, which it makes: without a line feed, which
+// files of a script end in.
+func writeText(ts *testscript.TestScript, _ bool, args []string) {
 	if len(args) != 2 {
-		ts.Fatalf("usage: append FILE TEXT")
+		ts.Fatalf("usage: text FILE TEXT")
 	}
-	f, err := os.OpenFile(ts.MkAbs(args[0]), os.O_APPEND|os.O_WRONLY, 0)
+	f, err := os.OpenFile(ts.MkAbs(args[0]), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	ts.Check(err)
 	_, err = f.WriteString(args[1])
 	ts.Check(errors.Join(err, f.Close()))
