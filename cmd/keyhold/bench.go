@@ -36,6 +36,7 @@ type benchArgs struct {
 	payload     int
 	keys        int
 	batch       int
+	coalesce    bool
 	cleanup     bool
 	yes         bool
 }
@@ -53,7 +54,8 @@ Several operations take turns, a second each, so that what else happens on the
 machine meets all of them alike, and they can be compared.
 
 Latencies are those of requests. With --batch each request carries that many
-items, which count as operations. Where KEYHOLD_ADMIN_URL is set, the CPU time
+items, which count as operations. With --coalesce the Go client's Coalescer makes
+batches of requests of one item that wait at the same time. Where KEYHOLD_ADMIN_URL is set, the CPU time
 of the whole server process is shown, by operation.
 
 The keys are alias/` + benchAliasPrefix + `SPEC-N. They are made when they are
@@ -61,6 +63,7 @@ not there, and stay for the next time. --cleanup schedules their deletion.`,
 		Example: `  keyhold bench --op ping,encrypt,decrypt --concurrency 64
   keyhold bench --op sign --spec RSA_2048 --duration 30s --output json
   keyhold bench --op encrypt --batch 100 --keys 8
+  keyhold bench --op encrypt --coalesce --concurrency 256
   keyhold bench --cleanup`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -84,6 +87,7 @@ not there, and stay for the next time. --cleanup schedules their deletion.`,
 	flags.IntVar(&b.payload, "payload", 32, "bytes of plaintext, message, or random")
 	flags.IntVar(&b.keys, "keys", 1, "keys to use in turn")
 	flags.IntVar(&b.batch, "batch", 1, "items in a request; more than 1 sends batches")
+	flags.BoolVar(&b.coalesce, "coalesce", false, "let the Go client's Coalescer send concurrent requests together")
 	flags.BoolVar(&b.cleanup, "cleanup", false, "do not measure: schedule the deletion of all keys of benchmarks")
 	flags.BoolVar(&b.yes, "yes", false, "do not ask before --cleanup")
 	return cmd
@@ -102,9 +106,12 @@ func (b *benchArgs) check() error {
 		if slices.Contains(b.ops[:i], name) {
 			return usagef("--op names %s twice", name)
 		}
-		if b.batch > 1 && !op.batches {
+		if (b.batch > 1 || b.coalesce) && !op.batches {
 			return usagef("--op %s cannot be part of a batch", name)
 		}
+	}
+	if b.batch > 1 && b.coalesce {
+		return usagef("--batch and --coalesce are two ways to the same: give one")
 	}
 	for _, limit := range []struct {
 		flag       string

@@ -74,7 +74,7 @@ func TestBenchErrors(t *testing.T) {
 	}))
 	var stdout, stderr bytes.Buffer
 	v := &invocation{env: env, stdin: strings.NewReader(""), stdout: &stdout, stderr: &stderr}
-	args := []string{"bench", "--op", "random", "--duration", "100ms", "--warmup", "0s", "--concurrency", "2"}
+	args := []string{"bench", "--op", "random", "--duration", "300ms", "--warmup", "0s", "--concurrency", "2"}
 	if code := v.run(t.Context(), append(args, "--output", "json")...); code != exitOK {
 		t.Fatalf("exit code %d: %s", code, stderr.String())
 	}

@@ -31,6 +31,7 @@ const maxMetricsBytes = 4 << 20
 // that were made before go out, and the answer is not decoded.
 type load struct {
 	conns   []*grpc.ClientConn
+	shared  []*sharedConn // instead of conns, with --coalesce
 	workers int
 	region  string
 	timeout time.Duration
@@ -42,6 +43,7 @@ type loadOp struct {
 	name     string
 	method   string
 	requests []mem.BufferSlice // taken in turn
+	messages []proto.Message   // the same
 	items    int               // in each request
 	tally    tally
 }
@@ -74,6 +76,15 @@ func (a *app) dialLoad(conf *config, b *benchArgs) (*load, error) {
 	}
 	l := &load{workers: b.concurrency, region: clientConf.Region, timeout: clientConf.Timeout, conf: conf}
 	for range b.connections {
+		if b.coalesce {
+			c, err := newSharedConn(clientConf)
+			if err != nil {
+				l.close()
+				return nil, err
+			}
+			l.shared = append(l.shared, c)
+			continue
+		}
 		conn, err := grpc.NewClient("dns:///"+clientConf.Addr,
 			grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)), grpc.WithNoProxy(), grpc.WithDisableServiceConfig(),
 			grpc.WithDisableRetry(), grpc.WithUserAgent("keyhold/"+a.versionText()+" bench"))
@@ -90,6 +101,9 @@ func (l *load) close() {
 	for _, conn := range l.conns {
 		conn.Close()
 	}
+	for _, c := range l.shared {
+		c.close()
+	}
 }
 
 // callContext is the context of a worker's calls. It ends at their deadline:
@@ -101,23 +115,35 @@ func (l *load) callContext(ctx context.Context, end time.Time) (context.Context,
 	return context.WithDeadline(ctx, end.Add(l.timeout))
 }
 
+// send makes the n-th call of an operation, over connection number conn. Both
+// count on for ever.
+func (l *load) send(ctx context.Context, op *loadOp, conn, n int, f *frame) error {
+	if len(l.shared) > 0 {
+		return call(ctx, l.shared[conn%len(l.shared)].coalescer, op.messages[n%len(op.messages)])
+	}
+	f.request, f.failed = op.requests[n%len(op.requests)], f.failed[:0]
+	return l.conns[conn%len(l.conns)].Invoke(ctx, op.method, f, f, frameOption)
+}
+
+// frameOption makes a call one of frames.
+var frameOption = grpc.ForceCodecV2(frameCodec{})
+
 // probe sends each request once over the first connection, and the first over
 // each other one, and wants them to succeed.
 func (l *load) probe(ctx context.Context, op *loadOp) error {
 	ctx, cancel := l.callContext(ctx, time.Now())
 	defer cancel()
-	for i, conn := range l.conns {
-		requests := op.requests
-		if i > 0 {
-			requests = requests[:1]
-		}
-		for _, request := range requests {
-			f := &frame{request: request, batch: op.items > 1}
-			if err := conn.Invoke(ctx, op.method, f, f, grpc.ForceCodecV2(frameCodec{})); err != nil {
+	for conn := range max(len(l.conns), len(l.shared)) {
+		for n := range op.requests {
+			f := &frame{batch: op.items > 1}
+			if err := l.send(ctx, op, conn, n, f); err != nil {
 				return err
 			}
 			if len(f.failed) > 0 {
 				return fmt.Errorf("%d of %d items failed with %s", len(f.failed), op.items, f.failed[0])
+			}
+			if conn > 0 {
+				break
 			}
 		}
 	}
@@ -146,16 +172,15 @@ func (l *load) round(ctx context.Context, op *loadOp, d time.Duration) {
 	}
 }
 
-// work is one worker: it sends the next request when the last was answered.
+// work is one worker: it sends the next request when the last was answered,
+// and at least one.
 func (l *load) work(ctx context.Context, op *loadOp, n int, end time.Time, t *tally) {
 	callCtx, cancel := l.callContext(ctx, end)
 	defer cancel()
-	conn := l.conns[n%len(l.conns)]
-	opts := []grpc.CallOption{grpc.ForceCodecV2(frameCodec{})}
+	conn := n
 	f := &frame{batch: op.items > 1}
-	for sent := time.Now(); sent.Before(end); n++ {
-		f.request, f.failed = op.requests[n%len(op.requests)], f.failed[:0]
-		err := conn.Invoke(callCtx, op.method, f, f, opts...)
+	for sent := time.Now(); ; n++ {
+		err := l.send(callCtx, op, conn, n, f)
 		if ctx.Err() != nil {
 			return // what was interrupted counts for nothing
 		}
@@ -165,6 +190,9 @@ func (l *load) work(ctx context.Context, op *loadOp, n int, end time.Time, t *ta
 		} else if name := t.fail(err, op.items); !strings.HasSuffix(name, "Exception") {
 			pause(ctx) // a connection that is down fails at once, again and again
 			answered = time.Now()
+		}
+		if !answered.Before(end) {
+			return
 		}
 		sent = answered
 	}

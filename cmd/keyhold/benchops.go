@@ -196,6 +196,7 @@ func (a *app) prepareLoad(ctx context.Context, c *client.Client, b *benchArgs, o
 			return nil, err
 		}
 		load.requests = append(load.requests, mem.BufferSlice{mem.SliceBuffer(raw)})
+		load.messages = append(load.messages, req)
 	}
 	return load, nil
 }

@@ -68,6 +68,7 @@ func TestBench(t *testing.T) {
 	run("ping,encrypt,decrypt,reencrypt,datakey,sign,verify,mac,random", "--keys", "2", "--connections", "2")
 	made := keys()
 	run("encrypt,decrypt,reencrypt,datakey,sign,verify,mac", "--keys", "2", "--batch", "5")
+	run("encrypt,decrypt,reencrypt,datakey,sign,verify,mac", "--keys", "2", "--coalesce")
 	if now := keys(); made != 6 || now != made {
 		t.Errorf("%d keys, then %d; want 6 each time", made, now)
 	}
