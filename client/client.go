@@ -127,6 +127,15 @@ func Dial(cfg Config) (*Client, error) {
 // attempt, TLS handshake included.
 const minConnectTimeout = 20 * time.Second
 
+// How much the service may send before it is told to go on, and how much goes to
+// or comes from the system at once: the answers of a usual batch in one go, not in
+// gRPC's pieces of 32 and 64 KiB.
+const (
+	streamWindowBytes = 512 << 10
+	connWindowBytes   = 1 << 20
+	ioBufferBytes     = 128 << 10
+)
+
 func dialOptions(cfg Config, tlsConfig *tls.Config) []grpc.DialOption {
 	// A connection that failed is tried again at the pace of the calls: with
 	// gRPC's own pace, a second and more, all attempts of a call would meet the
@@ -140,6 +149,11 @@ func dialOptions(cfg Config, tlsConfig *tls.Config) []grpc.DialOption {
 		// Neither a proxy nor a DNS record decides how plaintext travels.
 		grpc.WithNoProxy(),
 		grpc.WithDisableServiceConfig(),
+		grpc.WithInitialWindowSize(streamWindowBytes),
+		grpc.WithInitialConnWindowSize(connWindowBytes),
+		grpc.WithReadBufferSize(ioBufferBytes),
+		grpc.WithWriteBufferSize(ioBufferBytes),
+		grpc.WithSharedWriteBuffer(true),
 	}
 	if cfg.UserAgent != "" {
 		opts = append(opts, grpc.WithUserAgent(cfg.UserAgent))

@@ -262,6 +262,12 @@ func (t *Token) useTwo(ctx context.Context, call string, name objectName, copyab
 
 // useAim runs fn with what resolve finds.
 func (t *Token) useAim(ctx context.Context, call string, resolve func(context.Context, *conn) (*aim, error), fn func(*session, *aim) error, bufs [][]byte) error {
+	if l := t.loanOf(ctx); l != nil {
+		if done, err := l.use(ctx, call, resolve, fn); done {
+			wipeAll(bufs)
+			return err
+		}
+	}
 	// Each attempt has an aim of its own: an attempt that was abandoned may still be running with the old one.
 	var current *aim
 	r := request{call: call, bufs: bufs, repeatable: true}

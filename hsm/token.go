@@ -23,6 +23,7 @@ type Token struct {
 	state   atomic.Pointer[state]
 	waiting atomic.Int64 // callers that wait for a session
 	inUse   atomic.Int64 // sessions with a call on them
+	loans   atomic.Int64 // sessions that are lent, or about to be
 	stuck   atomic.Int64 // calls that hang in the library, over all connections
 	evicted atomic.Uint64
 	caps    atomic.Pointer[Capabilities] // what the probe proved; nil before the first connection
@@ -156,6 +157,13 @@ func (t *Token) proven(ctx context.Context, call string) (*Capabilities, error) 
 // fn is run a second time, on a fresh session, when the error says that the session, the login or the device was lost; it must be repeatable.
 // It reports errors through session.fail, session.initDone and session.authFail. It must not create, find or destroy token objects.
 func (t *Token) use(ctx context.Context, call string, fn func(s *session) error, bufs ...[]byte) error {
+	if l := t.loanOf(ctx); l != nil {
+		nothing := func(context.Context, *conn) (*aim, error) { return &aim{}, nil }
+		if done, err := l.use(ctx, call, nothing, func(s *session, _ *aim) error { return fn(s) }); done {
+			wipeAll(bufs)
+			return err
+		}
+	}
 	return t.run(ctx, laneCrypto, request{call: call, fn: fn, bufs: bufs, repeatable: true})
 }
 
@@ -181,6 +189,7 @@ type request struct {
 	writes     bool                                       // token objects change: make them durable
 	prepare    func(context.Context, *conn) (*aim, error) // finds the object that fn works on; optional
 	aim        *aim                                       // what prepare found, of the current attempt
+	leave      func() (since time.Time, left bool)        // asked before the caller of a running request gives up; optional
 }
 
 // aim is the object that an attempt works on.
@@ -204,7 +213,11 @@ func (r *request) letGo() {
 // end releases all that the request holds.
 func (r *request) end() {
 	r.letGo()
-	for _, b := range r.bufs {
+	wipeAll(r.bufs)
+}
+
+func wipeAll(bufs [][]byte) {
+	for _, b := range bufs {
 		clear(b)
 	}
 }

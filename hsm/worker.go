@@ -48,17 +48,28 @@ func (j *job) finish(err error) {
 	j.end()
 }
 
-// abandon tells that the caller gives up. It returns false when the job has just finished: done holds its outcome then.
+// abandon tells that the caller gives up. It returns false when the job has just finished, or will at once: done holds its outcome then, or is
+// going to.
 func (j *job) abandon() bool {
 	if j.state.CompareAndSwap(jobHanded, jobAbandoned) {
 		return true
+	}
+	var since time.Time
+	if j.leave != nil {
+		var left bool
+		if since, left = j.leave(); !left {
+			return false
+		}
 	}
 	if !j.state.CompareAndSwap(jobRunning, jobAbandoned) {
 		return false
 	}
 	w := j.w
+	if j.leave == nil {
+		since = j.began
+	}
 	// A call that outlives its caller by a little is a slow call, and its worker is as busy as any other. It hangs when it stays.
-	time.AfterFunc(w.c.t.cfg.StuckAfter-time.Since(j.began), func() { w.markStuck(j) })
+	time.AfterFunc(w.c.t.cfg.StuckAfter-time.Since(since), func() { w.markStuck(j) })
 	return true
 }
 

@@ -2,6 +2,8 @@ package grpcapi
 
 import (
 	"fmt"
+	"math/bits"
+	"sync"
 
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
@@ -10,10 +12,11 @@ import (
 	"github.com/keyhold/keyhold/server/kms"
 )
 
-// codec is gRPC's own with two additions. A request that does not decode is
+// codec is gRPC's own with three additions. A request that does not decode is
 // reported to its handler, which answers as for any bad request; gRPC by
 // itself would answer INTERNAL. An answer of the core is wiped once it is
-// encoded, so that plaintexts do not wait for the garbage collector.
+// encoded, and so are the buffers that requests and answers are encoded in, so
+// that plaintexts do not wait for the garbage collector.
 type codec struct{ encoding.CodecV2 }
 
 // newCodec wraps the codec that the grpc package registers.
@@ -39,7 +42,11 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	}
 	if n := data.Len(); n > r.limit {
 		r.refusal = fmt.Sprintf("must be at most %d bytes; it has %d", r.limit, n)
-	} else if c.CodecV2.Unmarshal(data, r.message) != nil {
+		return nil
+	}
+	buf := data.MaterializeToBuffer(&buffers)
+	defer buf.Free()
+	if proto.Unmarshal(buf.ReadOnlyData(), r.message) != nil {
 		// The decoder's words may hold parts of the request.
 		r.refusal = "must be a valid message of this method"
 	}
@@ -53,5 +60,47 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 		return c.CodecV2.Marshal(v)
 	}
 	defer kms.Wipe(a.message)
-	return c.CodecV2.Marshal(a.message)
+	buf := buffers.Get(proto.Size(a.message))
+	out, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend((*buf)[:0], a.message)
+	if err != nil {
+		buffers.Put(buf)
+		return nil, fmt.Errorf("encode the answer: %w", err)
+	}
+	*buf = out
+	return mem.BufferSlice{mem.NewBuffer(buf, &buffers)}, nil
+}
+
+// buffers are those of messages, for all connections.
+var buffers wipedBuffers
+
+// wipedBuffers are reused, and hold nothing of their last message: gRPC's own are
+// cleared when they are needed again, which may be never.
+type wipedBuffers struct {
+	bySize [24]sync.Pool // of *[]byte with a capacity of 1 << i
+}
+
+var _ mem.BufferPool = (*wipedBuffers)(nil)
+
+// Get is mem.BufferPool's.
+func (p *wipedBuffers) Get(length int) *[]byte {
+	class := bits.Len(uint(max(length, 1) - 1))
+	if class >= len(p.bySize) {
+		b := make([]byte, length)
+		return &b
+	}
+	b, ok := p.bySize[class].Get().(*[]byte)
+	if !ok {
+		made := make([]byte, length, 1<<class)
+		return &made
+	}
+	*b = (*b)[:length]
+	return b
+}
+
+// Put is mem.BufferPool's.
+func (p *wipedBuffers) Put(b *[]byte) {
+	clear(*b)
+	if class := bits.Len(uint(cap(*b))) - 1; class >= 0 && class < len(p.bySize) && cap(*b) == 1<<class {
+		p.bySize[class].Put(b)
+	}
 }

@@ -43,6 +43,12 @@ const (
 	maxHeaderBytes = 16 << 10
 	// maxStreams bounds the requests under way on one connection.
 	maxStreams = 256
+	// streamWindowBytes and connWindowBytes are how much a client may send before
+	// it is told to go on, and ioBufferBytes how much goes to or comes from the
+	// system at once: a usual batch in one go, not in pieces of 32 and 64 KiB.
+	streamWindowBytes = 512 << 10
+	connWindowBytes   = 1 << 20
+	ioBufferBytes     = 128 << 10
 	// handshakeTimeout is how long a connection may take to become one.
 	handshakeTimeout = 10 * time.Second
 	// maxConnectionAge makes clients connect anew, so that certificates that
@@ -114,6 +120,11 @@ func New(cfg Config) (*Server, error) {
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.InitialWindowSize(streamWindowBytes),
+		grpc.InitialConnWindowSize(connWindowBytes),
+		grpc.ReadBufferSize(ioBufferBytes),
+		grpc.WriteBufferSize(ioBufferBytes),
+		grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time: time.Minute, Timeout: 20 * time.Second,
 			MaxConnectionAge: maxConnectionAge, MaxConnectionAgeGrace: maxConnectionAgeGrace,

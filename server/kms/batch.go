@@ -1,12 +1,15 @@
 package kms
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -62,77 +65,195 @@ func joinBatches(ops map[string]*operation) error {
 // once.
 const defaultConcurrency = 16
 
-// batchSlots makes room for the items of batches: half of what each region's key
-// store does at once. The other half is for those who come with one request.
-func batchSlots(regions map[Region]KeyStore) map[Region]chan struct{} {
-	slots := make(map[Region]chan struct{}, len(regions))
-	for region, ks := range regions {
-		n := defaultConcurrency
-		if c, ok := ks.(Concurrent); ok {
-			n = c.Concurrency()
-		}
-		slots[region] = make(chan struct{}, max(1, n/2))
-	}
-	return slots
+// batchPlaces are where items of batches are in a key store: half of what it does
+// at once. The other half is for those who come with one request.
+//
+// Short calls have as many places as there are CPUs. More only get into each
+// other's way, since a key store whose calls are short computes on these CPUs.
+// Where calls are long, in hardware or over a network, all places are used.
+type batchPlaces struct {
+	all, short chan struct{}
 }
 
-// batch is step 11 of a batch: steps 2 to 11 of each item. Items do not wait for
-// each other, but for a place among those of all batches, first come, first
-// served: a batch cannot keep a later one waiting until it has ended, nor single
-// requests at all.
-func (s *Service) batch(ctx context.Context, c *call, r *keyholdv1.BatchRequest) (*keyholdv1.BatchResponse, error) {
-	c.items = make([]batchItem, len(r.GetItems()))
-	for i, item := range r.GetItems() {
-		c.newItem(i, item)
+func newBatchPlaces(ks KeyStore) *batchPlaces {
+	n := defaultConcurrency
+	if c, ok := ks.(Concurrent); ok {
+		n = c.Concurrency()
 	}
-	slots := s.batchSlots[c.region]
-	var next atomic.Int64
-	work := func() {
-		for {
-			i := int(next.Add(1)) - 1
-			if i >= len(c.items) {
-				return
-			}
-			s.carryOut(ctx, slots, &c.items[i])
+	n = max(1, n/2)
+	return &batchPlaces{all: make(chan struct{}, n), short: make(chan struct{}, min(n, runtime.GOMAXPROCS(0)))}
+}
+
+// enter waits for a place until ctx ends. The place is given back by leave.
+func (p *batchPlaces) enter(ctx context.Context, long bool) bool {
+	if !long {
+		select {
+		case p.short <- struct{}{}:
+		case <-ctx.Done():
+			return false
 		}
 	}
-	var group sync.WaitGroup
-	for range min(len(c.items), cap(slots)) - 1 {
-		group.Go(work)
+	select {
+	case p.all <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		if !long {
+			<-p.short
+		}
+		return false
 	}
-	work()
-	group.Wait()
-	return nil, nil // finishBatch makes the answer, once it is recorded
+}
+
+func (p *batchPlaces) leave(long bool) {
+	<-p.all
+	if !long {
+		<-p.short
+	}
+}
+
+// A turn is what a lane of a batch does in the key store before it gives its place
+// to others: so many items, and no further one after so long.
+const (
+	turnItems = 32
+	turnTime  = time.Millisecond
+)
+
+// laneItems is how many items of a batch a further lane is begun with for: where
+// calls are short, fewer are done sooner than another lane is awake.
+const laneItems = 25
+
+// batch is step 11 of a batch: steps 2 to 11 of each item, in lanes side by side.
+// A lane waits for a place among those of all batches, first come, first served,
+// and gives it back after a turn: a batch cannot keep a later one waiting until it
+// has ended, nor single requests at all.
+func (s *Service) batch(ctx context.Context, c *call, r *keyholdv1.BatchRequest) (*keyholdv1.BatchResponse, error) {
+	b := &batchRun{s: s, c: c, items: r.GetItems(), places: s.batchPlaces[c.region], done: make([]atomic.Pointer[batchItem], len(r.GetItems()))}
+	b.lanes.Add(1)
+	b.addLanes(ctx, min(cap(b.places.short), len(b.items)/laneItems)-1)
+	b.lane(ctx)
+	b.group.Wait()
+	c.items = make([]*batchItem, len(b.items))
+	for i := range c.items {
+		c.items[i] = b.result(ctx, i)
+	}
+	return nil, nil //nolint:nilnil // finishBatch makes the answer, once it is recorded
+}
+
+// batchRun is a batch that is being carried out.
+type batchRun struct {
+	s      *Service
+	c      *call
+	items  []*keyholdv1.BatchItem
+	places *batchPlaces
+	lanes  atomic.Int32
+	long   atomic.Bool    // a turn took long
+	group  sync.WaitGroup // all lanes but the batch's own goroutine
+	next   atomic.Int64   // the next item that nobody has begun
+	// done are the items that have been carried out. An item that hangs belongs to
+	// whoever runs it until it is here, and is none of ours once another is.
+	done []atomic.Pointer[batchItem]
+}
+
+// addLanes starts up to n lanes, as far as there are places.
+func (b *batchRun) addLanes(ctx context.Context, n int) {
+	for range n {
+		if int(b.lanes.Add(1)) > cap(b.places.all) {
+			b.lanes.Add(-1)
+			return
+		}
+		b.group.Go(func() { b.lane(ctx) })
+	}
+}
+
+// left returns how many items nobody has begun.
+func (b *batchRun) left() int { return max(0, len(b.items)-int(b.next.Load())) }
+
+// lane carries out items, one after the other, until all have been begun.
+func (b *batchRun) lane(ctx context.Context) {
+	lender, _ := b.s.regions[b.c.region].(Lender)
+	for b.left() > 0 {
+		long := b.long.Load()
+		if !b.places.enter(ctx, long) {
+			b.turn(ctx) // all that is left ends before the key store is asked
+			continue
+		}
+		began := time.Now()
+		if lender == nil || !lender.Lend(ctx, b.turn) {
+			b.turn(ctx)
+		}
+		b.places.leave(long)
+		if time.Since(began) > turnTime {
+			b.long.Store(true)
+			b.addLanes(ctx, b.left())
+		}
+	}
+}
+
+// turn carries out a few items.
+func (b *batchRun) turn(ctx context.Context) {
+	began := time.Now()
+	for range turnItems {
+		i := int(b.next.Add(1)) - 1
+		if i >= len(b.items) {
+			return
+		}
+		it := b.c.newItem(i, b.items[i])
+		b.s.carryOut(ctx, it)
+		if !b.done[i].CompareAndSwap(nil, it) {
+			// It hung, and has been answered without this.
+			b.s.discard(it)
+			return
+		}
+		if ctx.Err() != nil || time.Since(began) > turnTime {
+			return
+		}
+	}
+}
+
+// result returns the i-th item: as it was carried out or, where it hangs, as one
+// that ran out of time.
+func (b *batchRun) result(ctx context.Context, i int) *batchItem {
+	if it := b.done[i].Load(); it != nil {
+		return it
+	}
+	late := b.c.newItem(i, b.items[i])
+	late.failure = asError(late.op, fmt.Errorf("%s hangs: %w", late.op.name, cmp.Or(ctx.Err(), context.DeadlineExceeded)))
+	if !b.done[i].CompareAndSwap(nil, late) {
+		return b.done[i].Load()
+	}
+	return late
 }
 
 // newItem makes the i-th item's call.
-func (c *call) newItem(i int, item *keyholdv1.BatchItem) {
-	it := &c.items[i]
-	it.call = call{op: c.op, caller: c.caller, region: c.region, start: c.start, facts: []audit.Member{{Key: "batchItem", Value: strconv.Itoa(i)}}}
+func (c *call) newItem(i int, item *keyholdv1.BatchItem) *batchItem {
+	it := &batchItem{call: call{op: c.op, caller: c.caller, region: c.region, start: c.start, facts: []audit.Member{{Key: "batchItem", Value: strconv.Itoa(i)}}}}
 	m := item.ProtoReflect()
 	fd := m.WhichOneof(m.Descriptor().Oneofs().ByName("request"))
 	if fd == nil {
 		it.malformed = "must have one of the requests that this version of the service knows"
-		return
+		return it
 	}
 	b := c.op.items[fd.Number()]
 	it.op, it.result, it.req = b.op, b.result, m.Get(fd).Message().Interface()
 	if len(m.GetUnknown()) > 0 {
 		it.malformed = "must have one request and nothing else"
 	}
+	return it
 }
 
-// carryOut runs steps 2 to 11 of an item, when there is a place for it. Where ctx
-// ends first it runs them without one: they end before the key store is asked.
-func (s *Service) carryOut(ctx context.Context, slots chan struct{}, it *batchItem) {
-	select {
-	case slots <- struct{}{}:
-		defer func() { <-slots }()
-	case <-ctx.Done():
-	}
+// carryOut runs steps 2 to 11 of an item.
+func (s *Service) carryOut(ctx context.Context, it *batchItem) {
 	var err error
 	if it.resp, err = s.perform(withTiming(ctx, &it.timing), &it.call); err != nil {
 		it.failure, it.resp = asError(it.op, err), nil
+	}
+}
+
+// discard ends an item that nobody wants any more.
+func (s *Service) discard(it *batchItem) {
+	Wipe(it.resp)
+	if it.entered {
+		s.throttle.leave()
 	}
 }
 
@@ -140,8 +261,8 @@ func (s *Service) carryOut(ctx context.Context, slots chan struct{}, it *batchIt
 // answer of those that are recorded.
 func (s *Service) finishBatch(ctx context.Context, c *call) *keyholdv1.BatchResponse {
 	defer func() {
-		for i := range c.items {
-			if c.items[i].entered {
+		for _, it := range c.items {
+			if it.entered {
 				s.throttle.leave()
 			}
 		}
@@ -149,8 +270,7 @@ func (s *Service) finishBatch(ctx context.Context, c *call) *keyholdv1.BatchResp
 	s.recordItems(context.WithoutCancel(ctx), c)
 	out := &keyholdv1.BatchResponse{Results: make([]*keyholdv1.BatchResult, len(c.items))}
 	internal, first := 0, error(nil)
-	for i := range c.items {
-		it := &c.items[i]
+	for i, it := range c.items {
 		out.Results[i] = it.answer()
 		if it.failure != nil && it.failure.cause != nil && (it.failure.Code == CodeInternal || it.failure.Unavailable) {
 			internal++
@@ -194,8 +314,7 @@ func (s *Service) recordItems(ctx context.Context, c *call) {
 	buf := takeBuffer(&batchBuffers)
 	defer buf.giveBack(&batchBuffers, maxPooledBatchBytes)
 	ends := make([]int, len(c.items))
-	for i := range c.items {
-		it := &c.items[i]
+	for i, it := range c.items {
 		if err := s.encodeRecord(buf, &it.call, audit.PhaseNone, it.resp, it.failure); err != nil {
 			it.unrecorded(err)
 		}
@@ -231,8 +350,7 @@ func (s *Service) recordItems(ctx context.Context, c *call) {
 		lost = func(it *batchItem) bool { return it.failure == nil }
 	}
 	took := s.now().Sub(began)
-	for i := range c.items {
-		it := &c.items[i]
+	for _, it := range c.items {
 		it.timing.Audit += took
 		if lost(it) {
 			it.unrecorded(err)

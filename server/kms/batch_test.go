@@ -491,3 +491,115 @@ func TestBatchesAtOnce(t *testing.T) {
 	}
 	group.Wait()
 }
+
+// lendingStore lends as a token does: its caller leaves when its time is over, and
+// what runs goes on.
+type lendingStore struct {
+	*fakeStore
+	lent atomic.Int64
+}
+
+func (s *lendingStore) Lend(ctx context.Context, run func(ctx context.Context)) bool {
+	s.lent.Add(1)
+	done := make(chan struct{})
+	go func() { defer close(done); run(ctx) }()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+	return true
+}
+
+// An item that hangs is answered when the time is over, with the others that were
+// done. When it comes back nobody is disturbed, and what it held is free.
+func TestBatchHangs(t *testing.T) {
+	t.Parallel()
+	fake := &lendingStore{fakeStore: newFakeStore()}
+	w := buildWorld(t, fake, withConfig(func(c *kms.Config) { c.Limits.InFlight = 60 }))
+	aes, mac := w.newAESKey(), w.newKey(hmac256, usageMac)
+	reqs := slices.Repeat([]proto.Message{encryptItem(aes, "x")}, 60)
+	w.batch(reqs...)
+	if fake.lent.Load() == 0 {
+		t.Error("nothing was lent")
+	}
+	hang := make(chan struct{})
+	var macs atomic.Int64
+	hook := func(ctx context.Context, call string) error {
+		if call == "MAC" && macs.Add(1) == 1 {
+			<-hang // whatever ctx says
+		}
+		return ctx.Err()
+	}
+	fake.before.Store(&hook)
+	// A VerifyMac compares with its request after the key store has answered: by
+	// then the request is somebody else's.
+	verify := &keyholdv1.VerifyMacRequest{KeyId: mac, Message: []byte("m"), Mac: []byte("no"), MacAlgorithm: macSHA256}
+	reqs[3] = verify
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	batch := batchOf(reqs...)
+	events := w.eventsOf(func() {
+		resp, err := tryIn[*keyholdv1.BatchResponse](ctx, w, alice(), batch)
+		if err != nil {
+			t.Fatalf("the batch is refused: %s", describe(err))
+		}
+		for i, r := range resp.GetResults() {
+			if e := r.GetError(); i == 3 && (e.GetException() != string(kms.CodeInternal) || !e.GetTemporary()) {
+				t.Errorf("the item that hangs: %v", r)
+			} else if e != nil && e.GetException() != string(kms.CodeDependencyTimeout) && i != 3 {
+				t.Errorf("item %d: %v", i, r)
+			}
+		}
+	})
+	if len(events) != len(reqs) {
+		t.Errorf("%d events for %d items", len(events), len(reqs))
+	}
+	kms.Wipe(batch) // as a door does
+	close(hang)
+	fake.heal()
+	eventually(t, "all places are free", func() bool {
+		for _, r := range w.batch(slices.Repeat([]proto.Message{encryptItem(aes, "x")}, 60)...) {
+			if r.GetEncrypt() == nil {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// Where calls are long a batch uses all its places.
+func TestBatchOfLongCalls(t *testing.T) {
+	t.Parallel()
+	fake := newFakeStore()
+	w := buildWorld(t, fake) // sixteen at once, eight of them for batches
+	aes := w.newAESKey()
+	var inside, most atomic.Int64
+	full := make(chan struct{})
+	open := sync.OnceFunc(func() { close(full) })
+	long := func(ctx context.Context, call string) error {
+		if call != "Seal" {
+			return nil
+		}
+		n := inside.Add(1)
+		defer inside.Add(-1)
+		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+		}
+		if n == 8 {
+			open()
+		}
+		select {
+		case <-full:
+		case <-time.After(5 * time.Millisecond): // this is what takes long
+		}
+		return nil
+	}
+	fake.before.Store(&long)
+	for i, r := range w.batch(slices.Repeat([]proto.Message{encryptItem(aes, "x")}, 100)...) {
+		if r.GetEncrypt() == nil {
+			t.Errorf("item %d: %v", i, r.GetError())
+		}
+	}
+	if most.Load() != 8 {
+		t.Errorf("%d items were in the key store at once, want 8", most.Load())
+	}
+}

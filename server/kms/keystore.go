@@ -32,7 +32,7 @@ type Sealed struct {
 // nothing of how: a PKCS#11 token, an external proxy.
 //
 // A store may have the powers Generator, Signer, MACer, Decrypter, Deriver,
-// Wrapper, Concurrent and RandomSource as well; the core finds out by type assertion and answers
+// Wrapper, Concurrent, Lender and RandomSource as well; the core finds out by type assertion and answers
 // UnsupportedOperationException where one is missing.
 //
 // All methods of all powers may be called concurrently and obey ctx: they
@@ -150,6 +150,18 @@ type Concurrent interface {
 	// Concurrency returns how many calls the store does at the same time, 1 or
 	// more; others wait.
 	Concurrency() int
+}
+
+// Lender makes many short calls in a row cheaper.
+type Lender interface {
+	// Lend calls run, on another goroutine, with a context under which calls of
+	// the store need not wait for a place and cost less; run may use it on that
+	// goroutine only. It returns true when run has returned, or when ctx has
+	// ended while a call of run hangs. That call fails if it ever comes back, and
+	// so do all later ones: run must not touch, after a call has failed, what the
+	// caller of Lend goes on using. It returns false when there is no place to
+	// lend; run has not been called then, and will not be.
+	Lend(ctx context.Context, run func(ctx context.Context)) bool
 }
 
 // RandomSource has a random number generator of its own.

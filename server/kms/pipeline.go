@@ -38,7 +38,7 @@ type call struct {
 	// facts go to the audit record beside the parameters.
 	facts []audit.Member
 	// items are the calls that a batch carried, once they have been carried out.
-	items []batchItem
+	items []*batchItem
 
 	timing Timing
 }

@@ -98,9 +98,8 @@ type Service struct {
 	keys      *keyring
 	pairs     *keypair.Pool
 	throttle  *throttle
-	// batchSlots has room for the items of batches that are under way, by region:
-	// a token that hangs must not hold up another's.
-	batchSlots map[Region]chan struct{}
+	// batchPlaces is by region: a token that hangs must not hold up another's.
+	batchPlaces map[Region]*batchPlaces
 	// batchFaults bounds what is logged of them.
 	batchFaults *rate.Limiter
 	orphans     orphanReport
@@ -144,7 +143,10 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 	}
 	s.setDefaults()
 	s.throttle = newThrottle(s.limits, s.now)
-	s.batchSlots = batchSlots(cfg.Regions)
+	s.batchPlaces = make(map[Region]*batchPlaces, len(cfg.Regions))
+	for region, ks := range cfg.Regions {
+		s.batchPlaces[region] = newBatchPlaces(ks)
+	}
 	s.batchFaults = rate.NewLimiter(10, 50)
 	s.started = s.now()
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))

@@ -40,6 +40,7 @@ var (
 	_ kms.PublicKeySource = (*Store)(nil)
 	_ kms.RandomSource    = (*Store)(nil)
 	_ kms.Concurrent      = (*Store)(nil)
+	_ kms.Lender          = (*Store)(nil)
 )
 
 // New returns the store of a token, whose life stays its owner's affair.
@@ -213,6 +214,11 @@ func (s *Store) Random(ctx context.Context, n int) ([]byte, error) {
 
 // Concurrency is kms.Concurrent's: the sessions that do cryptography.
 func (s *Store) Concurrency() int { return s.token.MaxSessions() }
+
+// Lend is kms.Lender's: what is lent is a session.
+func (s *Store) Lend(ctx context.Context, run func(ctx context.Context)) bool {
+	return s.token.Lend(ctx, run)
+}
 
 func (s *Store) key(l kms.Locator) (*hsm.Key, error) {
 	spec, purpose, err := translate(l.Spec, l.Usage)
