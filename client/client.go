@@ -153,7 +153,6 @@ func dialOptions(cfg Config, tlsConfig *tls.Config) []grpc.DialOption {
 		grpc.WithInitialConnWindowSize(connWindowBytes),
 		grpc.WithReadBufferSize(ioBufferBytes),
 		grpc.WithWriteBufferSize(ioBufferBytes),
-		grpc.WithSharedWriteBuffer(true),
 	}
 	if cfg.UserAgent != "" {
 		opts = append(opts, grpc.WithUserAgent(cfg.UserAgent))

@@ -97,7 +97,7 @@ func (l *loan) use(ctx context.Context, call string, resolve func(context.Contex
 	}
 	a, err := resolve(ctx, l.s.c)
 	if err != nil {
-		return false, nil //nolint:nilerr // the usual way finds out what is wrong, and mends it where it can
+		return false, nil // the usual way finds out what is wrong, and mends it where it can
 	}
 	r := request{aim: a}
 	defer r.letGo()

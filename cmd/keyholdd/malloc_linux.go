@@ -23,5 +23,5 @@ func tuneMalloc() {
 	if err != nil {
 		return
 	}
-	_ = syscall.Exec(program, os.Args, append(os.Environ(), name+"="+mallocTunables))
+	_ = syscall.Exec(program, os.Args, append(os.Environ(), name+"="+mallocTunables)) //nolint:gosec // the program itself
 }
