@@ -32,7 +32,11 @@ func serveCommand() *cobra.Command {
 
 SIGHUP reads PINs again where a token waits for one. Certificates are read
 again when their files change. A token that cannot be used does not keep the
-daemon from starting: /readyz on the admin listener says what is wrong.`,
+daemon from starting: /readyz on the admin listener says what is wrong.
+
+On Linux the program starts itself again once, in the same process, with
+GLIBC_TUNABLES set so that the PKCS#11 library's memory costs less. Where that
+variable or GOGC is set already, it stays as it is.`,
 		Args: cobra.NoArgs,
 	}
 	load := configFlag(cmd)

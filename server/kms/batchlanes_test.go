@@ -1,0 +1,304 @@
+package kms_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
+	"github.com/keyhold/keyhold/server/kms"
+)
+
+// Each item is throttled, and those that are let others be.
+func TestBatchThrottle(t *testing.T) {
+	t.Parallel()
+	for name, limits := range map[string]kms.Limits{"rate": {DataPerSecond: 10}, "in flight": {InFlight: 10}} {
+		t.Run(name, func(t *testing.T) {
+			w, _ := newFakeWorld(t, withConfig(func(c *kms.Config) { c.Limits = limits }))
+			aes := w.newAESKey()
+			for range 2 { // what is under way ends with the batch
+				done, throttled := 0, 0
+				for i, r := range w.batch(slices.Repeat([]proto.Message{encryptItem(aes, "x")}, 25)...) {
+					switch {
+					case r.GetEncrypt() != nil:
+						done++
+					case r.GetError().GetException() == string(kms.CodeThrottling):
+						throttled++
+					default:
+						t.Errorf("item %d: %v", i, r)
+					}
+				}
+				if done != 10 || throttled != 15 {
+					t.Errorf("%d done and %d throttled, want 10 and 15", done, throttled)
+				}
+				w.clock.add(time.Second)
+			}
+		})
+	}
+}
+
+// Items that were cancelled do not run; all of them are recorded.
+func TestBatchCancelled(t *testing.T) {
+	t.Parallel()
+	w, fake := newFakeWorld(t)
+	aes := w.newAESKey()
+	reqs := slices.Repeat([]proto.Message{encryptItem(aes, "x")}, 100)
+	w.batch(reqs...)
+	ctx, cancel := context.WithCancel(t.Context())
+	var sealed atomic.Int64
+	third := func(ctx context.Context, call string) error {
+		if call == "Seal" && sealed.Add(1) == 3 {
+			cancel()
+		}
+		return ctx.Err()
+	}
+	fake.before.Store(&third)
+	events := w.eventsOf(func() {
+		resp, err := tryIn[*keyholdv1.BatchResponse](ctx, w, alice(), batchOf(reqs...))
+		if err != nil {
+			t.Fatalf("the batch is refused: %s", describe(err))
+		}
+		done := 0
+		for i, r := range resp.GetResults() {
+			if r.GetEncrypt() != nil {
+				done++
+			} else if r.GetError().GetException() != string(kms.CodeInternal) || !r.GetError().GetTemporary() {
+				t.Errorf("item %d: %v", i, r)
+			}
+		}
+		// Those that were at the key store already come back or do not.
+		if most := int64(3 + 8); sealed.Load() > most || done > int(most) {
+			t.Errorf("%d items were done and %d begun after a cancellation at the third", done, sealed.Load())
+		}
+	})
+	if len(events) != 100 {
+		t.Errorf("%d events for 100 items", len(events))
+	}
+	begun := sealed.Load()
+	if err := refuseIn(ctx, w, batchOf(reqs...), kms.CodeInternal); !err.Unavailable {
+		t.Errorf("a batch of somebody who has gone: %s", describe(err))
+	}
+	if sealed.Load() != begun {
+		t.Error("a batch of somebody who has gone was begun")
+	}
+}
+
+func refuseIn(ctx context.Context, w *world, req proto.Message, want kms.Code) *kms.Error {
+	w.t.Helper()
+	_, err := tryIn[proto.Message](ctx, w, alice(), req)
+	if err == nil || err.Code != want {
+		w.t.Fatalf("%v, want %s", err, want)
+	}
+	return err
+}
+
+// narrowStore does four things at once.
+type narrowStore struct{ *fakeStore }
+
+func (narrowStore) Concurrency() int { return 4 }
+
+// Batches together use half of the key store; who comes with one request passes
+// them by, and of two batches neither waits for the whole of the other.
+func TestBatchFairShare(t *testing.T) {
+	t.Parallel()
+	fake := newFakeStore()
+	w := buildWorld(t, narrowStore{fake})
+	aes, mac := w.newAESKey(), w.newKey(hmac256, usageMac)
+	w.batch(encryptItem(aes, "x"))
+	var inside, most atomic.Int64
+	arrived, release := make(chan struct{}, 1000), make(chan struct{})
+	gate := func(ctx context.Context, call string) error {
+		if call != "Seal" {
+			return nil
+		}
+		n := inside.Add(1)
+		defer inside.Add(-1)
+		for {
+			if m := most.Load(); n <= m || most.CompareAndSwap(m, n) {
+				break
+			}
+		}
+		arrived <- struct{}{}
+		select {
+		case <-release:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	fake.before.Store(&gate)
+	var group sync.WaitGroup
+	for range 3 {
+		group.Go(func() {
+			for i, r := range w.batch(slices.Repeat([]proto.Message{encryptItem(aes, "x")}, 20)...) {
+				if r.GetEncrypt() == nil {
+					t.Errorf("item %d: %v", i, r.GetError())
+				}
+			}
+		})
+	}
+	for range 2 {
+		<-arrived
+	}
+	do[proto.Message](w, &keyholdv1.GenerateMacRequest{KeyId: mac, Message: []byte("m"), MacAlgorithm: macSHA256})
+	// One that ends its time while others are inside returns at its end.
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if resp, err := tryIn[*keyholdv1.BatchResponse](ctx, w, alice(), batchOf(encryptItem(aes, "x"))); err != nil || resp.GetResults()[0].GetError() == nil {
+		t.Errorf("a batch whose time is over: %v, %v", resp, err)
+	}
+	close(release)
+	group.Wait()
+	if most.Load() != 2 {
+		t.Errorf("%d items of batches were in the key store at once, want 2 of its 4 places", most.Load())
+	}
+}
+
+// 64 callers with batches of every size at once: nothing is lost or mixed up.
+func TestBatchesAtOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	keys := []string{w.newAESKey(), w.newAESKey(), w.newAESKey()}
+	var group sync.WaitGroup
+	for g := range 64 {
+		group.Go(func() {
+			var reqs []proto.Message
+			for i := range 1 + g%20 {
+				reqs = append(reqs, encryptItem(keys[(g+i)%3], fmt.Sprintf("%d/%d", g, i)))
+			}
+			var opens []proto.Message
+			for i, r := range w.batch(reqs...) {
+				if r.GetEncrypt() == nil || !strings.HasSuffix(r.GetEncrypt().GetKeyId(), keys[(g+i)%3]) {
+					t.Errorf("%d/%d: %v", g, i, r)
+					return
+				}
+				opens = append(opens, &keyholdv1.DecryptRequest{CiphertextBlob: r.GetEncrypt().GetCiphertextBlob()})
+			}
+			for i, r := range w.batch(opens...) {
+				if got := string(r.GetDecrypt().GetPlaintext()); got != fmt.Sprintf("%d/%d", g, i) {
+					t.Errorf("%d/%d opens to %q: %v", g, i, got, r)
+				}
+			}
+		})
+	}
+	group.Wait()
+}
+
+// lendingStore lends as a token does: its caller leaves when its time is over, and
+// what runs goes on.
+type lendingStore struct {
+	*fakeStore
+	lent atomic.Int64
+}
+
+func (s *lendingStore) Lend(ctx context.Context, run func(ctx context.Context)) bool {
+	s.lent.Add(1)
+	done := make(chan struct{})
+	go func() { defer close(done); run(ctx) }()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+	return true
+}
+
+// An item that hangs is answered when the time is over, with the others that were
+// done. When it comes back nobody is disturbed, and what it held is free.
+func TestBatchHangs(t *testing.T) {
+	t.Parallel()
+	fake := &lendingStore{fakeStore: newFakeStore()}
+	w := buildWorld(t, fake, withConfig(func(c *kms.Config) { c.Limits.InFlight = 60 }))
+	aes, mac := w.newAESKey(), w.newKey(hmac256, usageMac)
+	reqs := slices.Repeat([]proto.Message{encryptItem(aes, "x")}, 60)
+	w.batch(reqs...)
+	if fake.lent.Load() == 0 {
+		t.Error("nothing was lent")
+	}
+	hang := make(chan struct{})
+	var macs atomic.Int64
+	hook := func(ctx context.Context, call string) error {
+		if call == "MAC" && macs.Add(1) == 1 {
+			<-hang // whatever ctx says
+		}
+		return ctx.Err()
+	}
+	fake.before.Store(&hook)
+	// A VerifyMac compares with its request after the key store has answered: by
+	// then the request is somebody else's.
+	verify := &keyholdv1.VerifyMacRequest{KeyId: mac, Message: []byte("m"), Mac: []byte("no"), MacAlgorithm: macSHA256}
+	reqs[3] = verify
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	batch := batchOf(reqs...)
+	events := w.eventsOf(func() {
+		resp, err := tryIn[*keyholdv1.BatchResponse](ctx, w, alice(), batch)
+		if err != nil {
+			t.Fatalf("the batch is refused: %s", describe(err))
+		}
+		for i, r := range resp.GetResults() {
+			if e := r.GetError(); i == 3 && (e.GetException() != string(kms.CodeInternal) || !e.GetTemporary()) {
+				t.Errorf("the item that hangs: %v", r)
+			} else if e != nil && e.GetException() != string(kms.CodeDependencyTimeout) && i != 3 {
+				t.Errorf("item %d: %v", i, r)
+			}
+		}
+	})
+	if len(events) != len(reqs) {
+		t.Errorf("%d events for %d items", len(events), len(reqs))
+	}
+	kms.Wipe(batch) // as a door does
+	close(hang)
+	fake.heal()
+	eventually(t, "all places are free", func() bool {
+		for _, r := range w.batch(slices.Repeat([]proto.Message{encryptItem(aes, "x")}, 60)...) {
+			if r.GetEncrypt() == nil {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// Where calls are long a batch uses all its places.
+func TestBatchOfLongCalls(t *testing.T) {
+	t.Parallel()
+	fake := newFakeStore()
+	w := buildWorld(t, fake) // sixteen at once, eight of them for batches
+	aes := w.newAESKey()
+	var inside, most atomic.Int64
+	full := make(chan struct{})
+	open := sync.OnceFunc(func() { close(full) })
+	long := func(ctx context.Context, call string) error {
+		if call != "Seal" {
+			return nil
+		}
+		n := inside.Add(1)
+		defer inside.Add(-1)
+		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+		}
+		if n == 8 {
+			open()
+		}
+		select {
+		case <-full:
+		case <-time.After(5 * time.Millisecond): // this is what takes long
+		}
+		return nil
+	}
+	fake.before.Store(&long)
+	for i, r := range w.batch(slices.Repeat([]proto.Message{encryptItem(aes, "x")}, 100)...) {
+		if r.GetEncrypt() == nil {
+			t.Errorf("item %d: %v", i, r.GetError())
+		}
+	}
+	if most.Load() != 8 {
+		t.Errorf("%d items were in the key store at once, want 8", most.Load())
+	}
+}
