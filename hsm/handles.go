@@ -263,10 +263,8 @@ func (t *Token) useTwo(ctx context.Context, call string, name objectName, copyab
 // useAim runs fn with what resolve finds.
 func (t *Token) useAim(ctx context.Context, call string, resolve func(context.Context, *conn) (*aim, error), fn func(*session, *aim) error, bufs [][]byte) error {
 	if l := t.loanOf(ctx); l != nil {
-		if done, err := l.use(ctx, call, resolve, fn); done {
-			wipeAll(bufs)
-			return err
-		}
+		defer wipeAll(bufs)
+		return l.use(ctx, call, resolve, fn)
 	}
 	// Each attempt has an aim of its own: an attempt that was abandoned may still be running with the old one.
 	var current *aim
@@ -321,6 +319,9 @@ func (a *aim) stale() {
 
 // findAgain looks for an object in the token, under the lock of token objects.
 func (c *conn) findAgain(ctx context.Context, name objectName) (pkcs11.ObjectHandle, error) {
+	if c.t.loanOf(ctx) != nil {
+		return 0, ErrLoanOver // a session is not lent for the time of a search
+	}
 	err := c.t.search(ctx, "FindKey", func(s *session) error {
 		if s.c != c {
 			return nil // the caller finds out

@@ -2,29 +2,30 @@ package hsm
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync/atomic"
 	"time"
 )
 
+// ErrLoanOver is what a call under a loan answers that cannot be done on the session that was lent, and of all later calls of that loan. The call
+// may be made again without the loan, once it is over: it has then the repetitions and the healing of any call.
+var ErrLoanOver = errors.New("hsm: not on a session that is lent")
+
 // Lend calls run with a context under which calls of the token's keys use one session without handing over: for many short calls in a row, the
 // hand-over between goroutines costs as much as some of the calls. run is called once, on another goroutine, and may use the context on that
-// one only. What is done under it has errors, metrics and times of its own, and is repeated on another session where any call would be.
+// one only. What is done under it has errors, metrics and times of its own.
+//
+// Whatever needs more than the session, because it was lost, or the login, or because an object has to be searched for, is ErrLoanOver: run must
+// return then. A loan that waited for the token to be mended would hold up the mending.
 //
 // Lend returns true when run has returned. It also returns true when ctx, or CallTimeout, ends while a call hangs in the library: run has not
 // returned then, and may never; if the call comes back, it and all later ones of run fail. So run must not, after a call has failed, touch what
 // belongs to the caller of Lend.
 //
-// Lend returns false when run was not called and never will be: there is no session to lend, or no token. One is always kept for what cannot
-// be done on a session that is lent. A session that is lent is lost to all others: keep it short.
+// Lend returns false when run was not called and never will be: there was no session in time, or no token. A session that is lent is lost to all
+// others: keep it short.
 func (t *Token) Lend(ctx context.Context, run func(ctx context.Context)) bool {
-	st := t.state.Load()
-	if st.conn == nil {
-		return false
-	}
-	if t.loans.Add(1) >= int64(st.conn.wanted()) {
-		t.loans.Add(-1)
-		return false
-	}
 	ctx, cancel := bound(ctx, t.cfg.CallTimeout)
 	defer cancel()
 	l := &loan{t: t}
@@ -32,16 +33,11 @@ func (t *Token) Lend(ctx context.Context, run func(ctx context.Context)) bool {
 		if !l.state.CompareAndSwap(loanWaiting, loanFree) {
 			return nil
 		}
-		defer t.loans.Add(-1)
 		l.s = s
 		run(context.WithValue(ctx, loanKey{}, l))
 		return l.spoilt // the worker closes the session that it came from
 	}})
-	if l.state.CompareAndSwap(loanWaiting, loanOff) || l.state.Load() == loanOff {
-		t.loans.Add(-1)
-		return false
-	}
-	return true
+	return !l.state.CompareAndSwap(loanWaiting, loanOff) && l.state.Load() != loanOff
 }
 
 type loanKey struct{}
@@ -50,7 +46,7 @@ type loanKey struct{}
 type loan struct {
 	t      *Token
 	s      *session
-	spoilt error // of a call that the session does not survive: others go the usual way
+	spoilt error // what ended the loan
 
 	state atomic.Int32
 	// begun is when the call under way began, in nanoseconds of Unix time.
@@ -90,21 +86,21 @@ func (l *loan) leave() (since time.Time, left bool) {
 	}
 }
 
-// use runs fn on the lent session. done is false where the call has to go the usual way: fn has not run, or it may be run again.
-func (l *loan) use(ctx context.Context, call string, resolve func(context.Context, *conn) (*aim, error), fn func(*session, *aim) error) (done bool, err error) {
+// use runs fn on the lent session.
+func (l *loan) use(ctx context.Context, call string, resolve func(context.Context, *conn) (*aim, error), fn func(*session, *aim) error) error {
 	if l.spoilt != nil {
-		return false, nil
+		return ErrLoanOver
 	}
 	a, err := resolve(ctx, l.s.c)
 	if err != nil {
-		return false, nil // the usual way finds out what is wrong, and mends it where it can
+		return err
 	}
 	r := request{aim: a}
 	defer r.letGo()
 	began := time.Now()
 	l.begun.Store(began.UnixNano())
 	if ctx.Err() != nil || !l.state.CompareAndSwap(loanFree, loanCalling) {
-		return true, l.ended(ctx, call)
+		return l.ended(ctx, call)
 	}
 	defer func() {
 		if p := recover(); p != nil {
@@ -117,29 +113,30 @@ func (l *loan) use(ctx context.Context, call string, resolve func(context.Contex
 	err = fn(l.s, a)
 	held := time.Since(began)
 	if !l.state.CompareAndSwap(loanCalling, loanFree) {
-		return true, l.ended(ctx, call)
+		return l.ended(ctx, call)
 	}
 	l.t.obs.Call(l.t.label, call, codeLabel(err), 0, held)
 	if tm := timingOf(ctx); tm != nil {
 		tm.Token += held
 	}
-	if l.s.spot != "" {
-		l.spoilt = err
-	}
+	return l.settle(a, err)
+}
+
+// settle says what an error means for the loan. What the usual way would repeat, or mend first, is left to it.
+func (l *loan) settle(a *aim, err error) error {
 	switch classify(err) {
 	case classNone, classPIN, classFull:
-		return true, err
+		if l.s.spot != "" {
+			l.spoilt = err
+		}
+		return err
 	case classHandle:
 		if a.in != nil {
 			a.stale()
 		}
-	case classDevice:
-		l.t.suspect()
-		l.spoilt = err
-	default:
-		l.spoilt = err
 	}
-	return false, nil
+	l.spoilt = err
+	return fmt.Errorf("%w: %w", ErrLoanOver, err)
 }
 
 // ended is the error of a call that came too late.

@@ -3,6 +3,7 @@ package hsm
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -68,7 +69,7 @@ func TestLend(t *testing.T) {
 		_, err := k.Open(c, done[0].iv, testAAD, bad)
 		wantErr(t, "open what was changed", err, ErrAuthentication)
 		_, _, err = seal(c, tok.Key(AES256, PurposeSeal, []byte("none")))
-		wantErr(t, "seal with no key", err, ErrKeyNotFound)
+		wantErr(t, "seal with a key that is not known", err, ErrLoanOver)
 		if s := sealUnder(c, k, 1); s[0].err != nil {
 			t.Errorf("after that: %v", s[0].err)
 		}
@@ -77,9 +78,6 @@ func TestLend(t *testing.T) {
 	}
 	if n := tok.Status().Evicted; n != 0 {
 		t.Errorf("%d sessions were closed", n)
-	}
-	if n := tok.loans.Load(); n != 0 {
-		t.Errorf("%d loans are left", n)
 	}
 }
 
@@ -99,62 +97,29 @@ func (c *callCounter) of(call string) int64 {
 	return n.(*atomic.Int64).Load()
 }
 
-// TestLendKeepsOne: one session is never lent, since what fails on a lent one goes on elsewhere.
-func TestLendKeepsOne(t *testing.T) {
-	w := newWorld(t, false)
-	cfg := quiet(w.token("alpha"))
-	cfg.MaxSessions = 3
-	tok := w.ready(cfg)
-	k := aesKey(t, tok, "one")
-	inside, release := make(chan struct{}, 2), make(chan struct{})
-	var group sync.WaitGroup
-	for range 2 {
-		group.Go(func() {
-			if !tok.Lend(ctx(t), func(c context.Context) {
-				inside <- struct{}{}
-				<-release
-				if s := sealUnder(c, k, 1); s[0].err != nil {
-					t.Error(s[0].err)
-				}
-			}) {
-				t.Error("nothing was lent")
-			}
-		})
-	}
-	<-inside
-	<-inside
-	if tok.Lend(ctx(t), func(context.Context) { t.Error("the last session was lent") }) {
-		t.Error("a third session was lent")
-	}
-	works(t, k)
-	close(release)
-	group.Wait()
-	cfg = quiet(w.token("beta"))
-	cfg.MaxSessions = 1
-	if w.ready(cfg).Lend(ctx(t), func(context.Context) { t.Error("the only session was lent") }) {
-		t.Error("the only session was lent")
-	}
-}
-
-// TestLendHeals: an error under a loan costs what it costs without: the call is repeated elsewhere where that may help, and later ones work.
-func TestLendHeals(t *testing.T) {
+// TestLendGivesBack: what cannot be done on the session alone ends the loan, and is done the usual way after it, without waiting for anything.
+func TestLendGivesBack(t *testing.T) {
 	w := newWorld(t, true)
-	tok := w.ready(quiet(w.token("alpha")))
+	cfg := quiet(w.token("alpha"))
+	cfg.MaxSessions = 2
+	tok := w.ready(cfg)
 	k := aesKey(t, tok, "one")
 	works(t, k)
 	for _, c := range []struct {
 		call    string
 		rv      uint
 		evicted uint64
-		healed  bool
+		over    bool // the loan is, and the call works elsewhere
+		spoilt  bool // later calls of the loan are refused
 	}{
-		{"C_EncryptInit", pkcs11.CKR_SESSION_HANDLE_INVALID, 1, true},
-		{"C_EncryptInit", pkcs11.CKR_DEVICE_ERROR, 1, true},
-		{"C_Encrypt", pkcs11.CKR_DEVICE_REMOVED, 1, true},
-		{"C_EncryptInit", pkcs11.CKR_USER_NOT_LOGGED_IN, 0, true},
-		{"C_EncryptInit", pkcs11.CKR_KEY_HANDLE_INVALID, 0, true},
-		{"C_EncryptInit", pkcs11.CKR_MECHANISM_INVALID, 0, false},
-		{"C_Encrypt", pkcs11.CKR_DATA_LEN_RANGE, 1, false},
+		{"C_EncryptInit", pkcs11.CKR_SESSION_HANDLE_INVALID, 1, true, true},
+		{"C_EncryptInit", pkcs11.CKR_DEVICE_ERROR, 1, true, true},
+		{"C_Encrypt", pkcs11.CKR_DEVICE_REMOVED, 1, true, true},
+		{"C_EncryptInit", pkcs11.CKR_USER_NOT_LOGGED_IN, 0, true, true},
+		{"C_EncryptInit", pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED, 0, true, true},
+		{"C_EncryptInit", pkcs11.CKR_KEY_HANDLE_INVALID, 0, true, true},
+		{"C_EncryptInit", pkcs11.CKR_MECHANISM_INVALID, 0, false, false},
+		{"C_Encrypt", pkcs11.CKR_DATA_LEN_RANGE, 1, false, true},
 	} {
 		name := c.call + " " + CodeName(c.rv)
 		before := tok.Status().Evicted
@@ -162,25 +127,40 @@ func TestLendHeals(t *testing.T) {
 		if !tok.Lend(ctx(t), func(lent context.Context) {
 			done = sealUnder(lent, k, 2)
 			w.fault.Fail(t, c.call, c.rv, 1)
-			done = append(done, sealUnder(lent, k, 5)...)
+			done = append(done, sealUnder(lent, k, 2)...)
 		}) {
 			t.Fatalf("%s: nothing was lent", name)
 		}
-		for i, s := range done {
-			if ok := i != 2 || c.healed; (s.err == nil) != ok {
-				t.Errorf("%s: call %d: %v", name, i, s.err)
+		for i, want := range []bool{false, false, c.over, c.spoilt} {
+			failed := i == 2
+			if got := errors.Is(done[i].err, ErrLoanOver); got != want || !failed && !got && done[i].err != nil {
+				t.Errorf("%s: call %d: %v", name, i, done[i].err)
 			}
 		}
-		check(t, tok.WaitReady(ctx(t)))
-		if n := tok.Status().Evicted - before; n != c.evicted && c.rv != pkcs11.CKR_USER_NOT_LOGGED_IN {
-			t.Errorf("%s: %d sessions closed, want %d", name, n, c.evicted)
+		if done[2].err == nil {
+			t.Errorf("%s: it did not fail", name)
 		}
 		w.fault.Clear(t, c.call)
+		began := time.Now()
 		works(t, k)
+		// Without a loan in the way the token is mended in some milliseconds; one
+		// that was waited for took seconds.
+		if d := time.Since(began); d > time.Second {
+			t.Errorf("%s: mended in %s", name, d)
+		}
+		check(t, tok.WaitReady(ctx(t)))
+		if n := tok.Status().Evicted - before; n != c.evicted && c.evicted > 0 {
+			t.Errorf("%s: %d sessions closed, want %d", name, n, c.evicted)
+		}
 	}
-	if n := tok.loans.Load(); n != 0 {
-		t.Errorf("%d loans are left", n)
-	}
+	// A key that has to be searched for is not searched for under a loan.
+	tok.state.Load().conn.index.forget("one")
+	tok.Lend(ctx(t), func(lent context.Context) {
+		if s := sealUnder(lent, k, 1); !errors.Is(s[0].err, ErrLoanOver) {
+			t.Errorf("seal with a key that is not known: %v", s[0].err)
+		}
+	})
+	works(t, k)
 }
 
 // TestLendHangs: Lend returns at its deadline while a call hangs. When the call comes back it fails, and so does all that follows.
@@ -217,7 +197,7 @@ func TestLendHangs(t *testing.T) {
 			check(t, s.err)
 		}
 	}
-	until(t, "it has returned", func() bool { return tok.Status().Stuck == 0 && tok.loans.Load() == 0 })
+	until(t, "it has returned", func() bool { return tok.Status().Stuck == 0 && tok.Status().InUse == 0 })
 	works(t, k)
 }
 
@@ -246,8 +226,8 @@ func TestLendEnds(t *testing.T) {
 	// A panic is not the process's end, and the session is not used again.
 	before := tok.Status().Evicted
 	tok.Lend(ctx(t), func(context.Context) { panic("of the test") })
-	if n := tok.Status().Evicted - before; n != 1 || tok.loans.Load() != 0 {
-		t.Errorf("%d sessions closed, %d loans left after a panic", n, tok.loans.Load())
+	if n := tok.Status().Evicted - before; n != 1 {
+		t.Errorf("%d sessions closed after a panic", n)
 	}
 	works(t, k)
 	check(t, tok.Close(ctx(t)))
@@ -271,7 +251,7 @@ func TestLendUnderChurn(t *testing.T) {
 				}
 				run := func(lent context.Context) {
 					for _, s := range sealUnder(lent, k, 5) {
-						if s.err != nil && lent.Err() == nil {
+						if s.err != nil && lent.Err() == nil && !errors.Is(s.err, ErrLoanOver) {
 							t.Errorf("seal: %v", s.err)
 						}
 					}
@@ -287,7 +267,7 @@ func TestLendUnderChurn(t *testing.T) {
 		})
 	}
 	group.Wait()
-	until(t, "all loans are over", func() bool { return tok.loans.Load() == 0 && tok.Status().InUse == 0 })
+	until(t, "all sessions are back", func() bool { return tok.Status().InUse == 0 })
 	works(t, k)
 }
 

@@ -23,7 +23,6 @@ type Token struct {
 	state   atomic.Pointer[state]
 	waiting atomic.Int64 // callers that wait for a session
 	inUse   atomic.Int64 // sessions with a call on them
-	loans   atomic.Int64 // sessions that are lent, or about to be
 	stuck   atomic.Int64 // calls that hang in the library, over all connections
 	evicted atomic.Uint64
 	caps    atomic.Pointer[Capabilities] // what the probe proved; nil before the first connection
@@ -159,10 +158,8 @@ func (t *Token) proven(ctx context.Context, call string) (*Capabilities, error) 
 func (t *Token) use(ctx context.Context, call string, fn func(s *session) error, bufs ...[]byte) error {
 	if l := t.loanOf(ctx); l != nil {
 		nothing := func(context.Context, *conn) (*aim, error) { return &aim{}, nil }
-		if done, err := l.use(ctx, call, nothing, func(s *session, _ *aim) error { return fn(s) }); done {
-			wipeAll(bufs)
-			return err
-		}
+		defer wipeAll(bufs)
+		return l.use(ctx, call, nothing, func(s *session, _ *aim) error { return fn(s) })
 	}
 	return t.run(ctx, laneCrypto, request{call: call, fn: fn, bufs: bufs, repeatable: true})
 }

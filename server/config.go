@@ -159,8 +159,8 @@ type LimitsConfig struct {
 	KeysPerAccount int `yaml:"keys_per_account,omitempty"`
 	// AliasesPerKey bounds a key's aliases. Default 50.
 	AliasesPerKey int `yaml:"aliases_per_key,omitempty"`
-	// InFlight bounds the requests under way, each item of a batch being one.
-	// Default 4096.
+	// InFlight bounds the requests under way: a batch is one, and each of its
+	// items that is being carried out. Default 4096.
 	InFlight int `yaml:"in_flight,omitempty"`
 	// DataPerSecond and ControlPerSecond bound an account's requests per
 	// second to the data plane and the control plane. Default: unlimited.

@@ -93,32 +93,21 @@ func (c *call) newItem(i int, item *keyholdv1.BatchItem) *batchItem {
 	return it
 }
 
-// carryOut runs steps 2 to 11 of an item.
-func (s *Service) carryOut(ctx context.Context, it *batchItem) {
-	var err error
+// carryOut runs steps 2 to 11 of an item. The error is that of the steps.
+func (s *Service) carryOut(ctx context.Context, it *batchItem) (err error) {
 	if it.resp, err = s.perform(withTiming(ctx, &it.timing), &it.call); err != nil {
 		it.failure, it.resp = asError(it.op, err), nil
 	}
-}
-
-// discard ends an item that nobody wants any more.
-func (s *Service) discard(it *batchItem) {
-	Wipe(it.resp)
+	// The batch itself is under way until its records are durable.
 	if it.entered {
 		s.throttle.leave()
 	}
+	return err
 }
 
 // finishBatch is steps 12 and 13 of a batch: it records each item and makes the
 // answer of those that are recorded.
 func (s *Service) finishBatch(ctx context.Context, c *call) *keyholdv1.BatchResponse {
-	defer func() {
-		for _, it := range c.items {
-			if it.entered {
-				s.throttle.leave()
-			}
-		}
-	}()
 	s.recordItems(context.WithoutCancel(ctx), c)
 	out := &keyholdv1.BatchResponse{Results: make([]*keyholdv1.BatchResult, len(c.items))}
 	internal, first := 0, error(nil)

@@ -3,6 +3,7 @@ package kms
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"sync"
@@ -129,8 +130,11 @@ func (b *batchRun) lane(ctx context.Context) {
 		}
 		began := time.Now()
 		over := b.watch(ctx)
-		if lender == nil || !lender.Lend(ctx, b.turn) {
+		var again atomic.Int64
+		if lender == nil || !lender.Lend(ctx, func(ctx context.Context) { again.Store(int64(b.turn(ctx))) }) {
 			b.turn(ctx)
+		} else if i := int(again.Load()) - 1; i >= 0 {
+			b.do(ctx, i) // it could not be done under a loan
 		}
 		over()
 		b.places.leave(long)
@@ -167,25 +171,35 @@ func (b *batchRun) watch(ctx context.Context) (over func()) {
 	}
 }
 
-// turn carries out a few items.
-func (b *batchRun) turn(ctx context.Context) {
+// turn carries out a few items. It returns 0 or, where an item cannot be done under
+// the loan that ctx is of, that item's index plus one, and ends.
+func (b *batchRun) turn(ctx context.Context) int {
 	began := time.Now()
 	for range turnItems {
 		i := int(b.next.Add(1)) - 1
 		if i >= len(b.items) {
-			return
+			return 0
 		}
-		it := b.c.newItem(i, b.items[i])
-		b.s.carryOut(ctx, it)
-		if !b.done[i].CompareAndSwap(nil, it) {
-			// It hung, and has been answered without this.
-			b.s.discard(it)
-			return
+		if !b.do(ctx, i) {
+			return i + 1
 		}
 		if ctx.Err() != nil || time.Since(began) > turnTime {
-			return
+			return 0
 		}
 	}
+	return 0
+}
+
+// do carries out an item, and tells whether that could be done here.
+func (b *batchRun) do(ctx context.Context, i int) bool {
+	it := b.c.newItem(i, b.items[i])
+	if err := b.s.carryOut(ctx, it); errors.Is(err, ErrLoanOver) {
+		return false
+	}
+	if !b.done[i].CompareAndSwap(nil, it) {
+		Wipe(it.resp) // it hung, and has been answered without this
+	}
+	return true
 }
 
 // result returns the i-th item: as it was carried out or, where it hangs, as one
@@ -195,6 +209,10 @@ func (b *batchRun) result(ctx context.Context, i int) *batchItem {
 		return it
 	}
 	late := b.c.newItem(i, b.items[i])
+	// What it may have done is recorded with its key.
+	if late.malformed == "" && b.s.validate(&late.call) == nil {
+		_ = b.s.resolve(&late.call)
+	}
 	late.failure = asError(late.op, fmt.Errorf("%s hangs: %w", late.op.name, cmp.Or(ctx.Err(), context.DeadlineExceeded)))
 	if !b.done[i].CompareAndSwap(nil, late) {
 		return b.done[i].Load()

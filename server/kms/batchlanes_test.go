@@ -19,29 +19,55 @@ import (
 // Each item is throttled, and those that are let others be.
 func TestBatchThrottle(t *testing.T) {
 	t.Parallel()
-	for name, limits := range map[string]kms.Limits{"rate": {DataPerSecond: 10}, "in flight": {InFlight: 10}} {
-		t.Run(name, func(t *testing.T) {
-			w, _ := newFakeWorld(t, withConfig(func(c *kms.Config) { c.Limits = limits }))
-			aes := w.newAESKey()
-			for range 2 { // what is under way ends with the batch
-				done, throttled := 0, 0
-				for i, r := range w.batch(slices.Repeat([]proto.Message{encryptItem(aes, "x")}, 25)...) {
-					switch {
-					case r.GetEncrypt() != nil:
-						done++
-					case r.GetError().GetException() == string(kms.CodeThrottling):
-						throttled++
-					default:
-						t.Errorf("item %d: %v", i, r)
-					}
+	w, _ := newFakeWorld(t, withConfig(func(c *kms.Config) { c.Limits.DataPerSecond = 10 }))
+	aes := w.newAESKey()
+	for range 2 { // the rate is that of a second, not of a batch
+		done, throttled := 0, 0
+		for i, r := range w.batch(slices.Repeat([]proto.Message{encryptItem(aes, "x")}, 25)...) {
+			switch {
+			case r.GetEncrypt() != nil:
+				done++
+			case r.GetError().GetException() == string(kms.CodeThrottling):
+				throttled++
+			default:
+				t.Errorf("item %d: %v", i, r)
+			}
+		}
+		if done != 10 || throttled != 15 {
+			t.Errorf("%d done and %d throttled, want 10 and 15", done, throttled)
+		}
+		w.clock.add(time.Second)
+	}
+}
+
+// A batch counts as one request under way, and as one more for each item that is
+// being carried out: a large batch keeps nobody out.
+func TestBatchInFlight(t *testing.T) {
+	t.Parallel()
+	fake := newFakeStore()
+	w := buildWorld(t, narrowStore{fake}, withConfig(func(c *kms.Config) { c.Limits.InFlight = 6 })) // two lanes at most
+	aes := w.newAESKey()
+	var group sync.WaitGroup
+	for range 3 {
+		group.Go(func() {
+			for i, r := range w.batch(slices.Repeat([]proto.Message{encryptItem(aes, "x")}, 100)...) {
+				if r.GetEncrypt() == nil {
+					t.Errorf("item %d: %v", i, r)
 				}
-				if done != 10 || throttled != 15 {
-					t.Errorf("%d done and %d throttled, want 10 and 15", done, throttled)
-				}
-				w.clock.add(time.Second)
 			}
 		})
 	}
+	group.Wait()
+	// All of it is over when the batch is: what was refused has left too.
+	w.svc.Close()
+	w.cfg.Limits.InFlight = 1
+	w.start()
+	for i, r := range w.batch(encryptItem(aes, "x"), encryptItem(aes, "x")) {
+		if r.GetError().GetException() != string(kms.CodeThrottling) {
+			t.Errorf("item %d where the batch is all that may be under way: %v", i, r)
+		}
+	}
+	w.encrypt(aes, []byte("x"), nil)
 }
 
 // Items that were cancelled do not run; all of them are recorded.

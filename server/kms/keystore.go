@@ -18,6 +18,9 @@ var (
 	ErrStoreUnavailable = errors.New("key store unavailable")
 	// ErrKeyMissing: the store works, and the object is not in it.
 	ErrKeyMissing = errors.New("key material not found in the key store")
+	// ErrLoanOver: the call cannot be done under this Lend; it may be made again
+	// without.
+	ErrLoanOver = errors.New("not under a loan")
 	// ErrUnsupported: the store cannot do it; the text names the mechanism.
 	ErrUnsupported = errors.New("not supported by the key store")
 )
@@ -156,11 +159,12 @@ type Concurrent interface {
 type Lender interface {
 	// Lend calls run, on another goroutine, with a context under which calls of
 	// the store need not wait for a place and cost less; run may use it on that
-	// goroutine only. It returns true when run has returned, or when ctx has
-	// ended while a call of run hangs. That call fails if it ever comes back, and
-	// so do all later ones: run must not touch, after a call has failed, what the
-	// caller of Lend goes on using. It returns false when there is no place to
-	// lend; run has not been called then, and will not be.
+	// goroutine only. What cannot be done so is ErrLoanOver, and run must return
+	// then. Lend returns true when run has returned, or when ctx has ended while a
+	// call of run hangs. That call fails if it ever comes back, and so do all
+	// later ones: run must not touch, after a call has failed, what the caller of
+	// Lend goes on using. Lend returns false when there is no place to lend; run
+	// has not been called then, and will not be.
 	Lend(ctx context.Context, run func(ctx context.Context)) bool
 }
 

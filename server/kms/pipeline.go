@@ -146,12 +146,10 @@ func (s *Service) perform(ctx context.Context, c *call) (resp proto.Message, err
 		return nil, err
 	}
 	// Step 3: throttle. Left by handle: a request is under way until its record
-	// is durable. Of a batch each item is throttled, and not the whole.
-	if !c.op.spec.GetBatch() {
-		c.entered = true
-		if err := s.throttle.enter(c.caller.Principal.Account, c.op.spec.GetPlane()); err != nil {
-			return nil, err
-		}
+	// is durable. The rate is that of a batch's items.
+	c.entered = true
+	if err := s.throttle.enter(c.caller.Principal.Account, c.op.spec.GetPlane(), c.op.spec.GetBatch()); err != nil {
+		return nil, err
 	}
 	if s.regions[c.region] == nil {
 		return nil, errorf(CodeAccessDenied, "The region %q is not served here.", clip(string(c.region)))

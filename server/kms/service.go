@@ -34,8 +34,8 @@ type Limits struct {
 	KeysPerAccount int
 	// AliasesPerKey bounds a key's aliases. Default 50.
 	AliasesPerKey int
-	// InFlight bounds the requests that are under way, each item of a batch being
-	// one. Default 4,096.
+	// InFlight bounds the requests that are under way: a batch is one, and each of
+	// its items that is being carried out. Default 4,096.
 	InFlight int
 	// DataPerSecond and ControlPerSecond bound an account's requests to a
 	// plane, with bursts of as many. Default 0: unlimited.

@@ -289,6 +289,7 @@ func asStoreError(err error) error {
 		return nil
 	}
 	for _, pair := range []struct{ from, to error }{
+		{hsm.ErrLoanOver, kms.ErrLoanOver},
 		{hsm.ErrAuthentication, kms.ErrNotAuthentic},
 		{hsm.ErrUnavailable, kms.ErrStoreUnavailable},
 		{hsm.ErrKeyNotFound, kms.ErrKeyMissing},
