@@ -16,6 +16,7 @@ import (
 	"net"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
@@ -36,6 +37,12 @@ const (
 	// maxBatchBytes is the same for a batch: 100 items of 4,096 bytes with an
 	// encryption context of 8,192 bytes each, and their key names.
 	maxBatchBytes = 2 << 20
+	// maxBatchItems is what the proto says of BatchRequest.items, for the door to
+	// look at before it makes any.
+	maxBatchItems = 100
+	// batchRoomBytes bounds the batches that are decoded at once, as received. What
+	// becomes of a byte takes ten and more: encryption contexts of many small pairs.
+	batchRoomBytes = 16 << 20
 	// maxReceiveBytes is where gRPC itself stops reading. What lies between is
 	// refused with a reason, on the record.
 	maxReceiveBytes = 3 << 20
@@ -101,7 +108,9 @@ type Server struct {
 	// strangers and failed bound what is logged of callers that nobody knows and
 	// of the service's own faults.
 	strangers, failed *sparing
-	stop              chan struct{}
+	// batchRoom has batchRoomBytes.
+	batchRoom *semaphore.Weighted
+	stop      chan struct{}
 }
 
 // New makes a Server that serves nothing yet.
@@ -112,7 +121,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.MaxConnections < 1 {
 		return nil, errors.New("grpcapi: MaxConnections must be positive")
 	}
-	s := &Server{cfg: cfg, log: cfg.Logger, health: health.NewServer(), strangers: newSparing(), failed: newSparing(), stop: make(chan struct{})}
+	s := &Server{cfg: cfg, log: cfg.Logger, health: health.NewServer(), strangers: newSparing(), failed: newSparing(), batchRoom: semaphore.NewWeighted(batchRoomBytes), stop: make(chan struct{})}
 	s.grpc = grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(cfg.TLS)),
 		grpc.ForceServerCodecV2(newCodec()),

@@ -40,7 +40,8 @@ func serviceDescs() ([]*grpc.ServiceDesc, error) {
 // handler serves one method: authenticate, decode, call, encode.
 func handler(md protoreflect.MethodDescriptor, input protoreflect.MessageType) grpc.MethodHandler {
 	operation, limit := string(md.Name()), maxRequestBytes
-	if spec, ok := proto.GetExtension(md.Options(), keyholdv1.E_Operation).(*keyholdv1.Operation); ok && spec.GetBatch() {
+	spec, _ := proto.GetExtension(md.Options(), keyholdv1.E_Operation).(*keyholdv1.Operation)
+	if spec.GetBatch() {
 		limit = maxBatchBytes
 	}
 	return func(srv any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
@@ -53,18 +54,19 @@ func handler(md protoreflect.MethodDescriptor, input protoreflect.MessageType) g
 		if err != nil {
 			return nil, err
 		}
-		req := request{message: input.New().Interface(), limit: limit}
+		req := request{message: input.New().Interface(), limit: limit, later: spec.GetBatch()}
 		if err := decode(&req); err != nil {
 			return nil, err // larger than maxReceiveBytes, or the client has gone
-		}
-		defer kms.Wipe(req.message)
-		if req.refusal != "" {
-			return nil, s.failure(ctx, operation, requestID, s.cfg.Core.Malformed(ctx, caller, operation, req.refusal))
 		}
 		if _, ok := ctx.Deadline(); !ok {
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeout(ctx, maxRequestTime)
 			defer cancel()
+		}
+		defer s.admit(ctx, &req)()
+		defer kms.Wipe(req.message)
+		if req.refusal != "" {
+			return nil, s.failure(ctx, operation, requestID, s.cfg.Core.Malformed(ctx, caller, operation, req.refusal))
 		}
 		resp, err := s.cfg.Core.Do(ctx, caller, operation, req.message)
 		if err != nil {
@@ -75,4 +77,20 @@ func handler(md protoreflect.MethodDescriptor, input protoreflect.MessageType) g
 		}
 		return answer{resp}, nil
 	}
+}
+
+// admit decodes a message that was to be decoded later, when there is room for it.
+// The room is given back by leave.
+func (s *Server) admit(ctx context.Context, req *request) (leave func()) {
+	if req.raw == nil {
+		return func() {}
+	}
+	n := int64(len(*req.raw))
+	if s.batchRoom.Acquire(ctx, n) != nil {
+		buffers.Put(req.raw)
+		req.raw, req.refusal = nil, "was not read in its time: too many batches are under way"
+		return func() {}
+	}
+	req.decode()
+	return func() { s.batchRoom.Release(n) }
 }

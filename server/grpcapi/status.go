@@ -66,6 +66,9 @@ func setStatuses(batch *keyholdv1.BatchResponse) {
 	for _, r := range batch.GetResults() {
 		if e := r.GetError(); e != nil {
 			e.GrpcStatus = int32(codeOf(kms.Code(e.GetException()), e.GetTemporary()))
+			if e.GetTimedOut() {
+				e.GrpcStatus = int32(codes.DeadlineExceeded)
+			}
 		}
 	}
 }

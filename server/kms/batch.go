@@ -141,7 +141,7 @@ func (it *batchItem) answer() *keyholdv1.BatchResult {
 		res.ProtoReflect().Set(it.result, protoreflect.ValueOfMessage(it.resp.ProtoReflect()))
 		return res
 	}
-	e := &keyholdv1.BatchError{Exception: string(it.failure.Code), Message: it.failure.Message, Temporary: it.failure.Unavailable}
+	e := &keyholdv1.BatchError{Exception: string(it.failure.Code), Message: it.failure.Message, Temporary: it.failure.Unavailable, TimedOut: errors.Is(it.failure, context.DeadlineExceeded)}
 	for _, v := range it.failure.Violations {
 		e.Violations = append(e.Violations, &keyholdv1.BatchFieldViolation{Field: v.Field, Description: v.Description})
 	}

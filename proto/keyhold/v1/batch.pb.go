@@ -523,7 +523,9 @@ type BatchError struct {
 	Temporary bool `protobuf:"varint,4,opt,name=temporary,proto3" json:"temporary,omitempty"`
 	// The gRPC status code that the request alone would have been answered with
 	// (google.rpc.Code). Other protocols leave it out.
-	GrpcStatus    int32 `protobuf:"varint,5,opt,name=grpc_status,json=grpcStatus,proto3" json:"grpc_status,omitempty"`
+	GrpcStatus int32 `protobuf:"varint,5,opt,name=grpc_status,json=grpcStatus,proto3" json:"grpc_status,omitempty"`
+	// The time ran out before it was done.
+	TimedOut      bool `protobuf:"varint,6,opt,name=timed_out,json=timedOut,proto3" json:"timed_out,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -591,6 +593,13 @@ func (x *BatchError) GetGrpcStatus() int32 {
 		return x.GrpcStatus
 	}
 	return 0
+}
+
+func (x *BatchError) GetTimedOut() bool {
+	if x != nil {
+		return x.TimedOut
+	}
+	return false
 }
 
 // BatchFieldViolation is one field at fault.
@@ -683,7 +692,7 @@ const file_keyhold_v1_batch_proto_rawDesc = "" +
 	"\n" +
 	"verify_mac\x18\b \x01(\v2\x1d.keyhold.v1.VerifyMacResponseH\x00R\tverifyMac\x12.\n" +
 	"\x05error\x18d \x01(\v2\x16.keyhold.v1.BatchErrorH\x00R\x05errorB\b\n" +
-	"\x06result\"\xc4\x01\n" +
+	"\x06result\"\xe1\x01\n" +
 	"\n" +
 	"BatchError\x12\x1c\n" +
 	"\texception\x18\x01 \x01(\tR\texception\x12\x18\n" +
@@ -693,7 +702,8 @@ const file_keyhold_v1_batch_proto_rawDesc = "" +
 	"violations\x12\x1c\n" +
 	"\ttemporary\x18\x04 \x01(\bR\ttemporary\x12\x1f\n" +
 	"\vgrpc_status\x18\x05 \x01(\x05R\n" +
-	"grpcStatus\"M\n" +
+	"grpcStatus\x12\x1b\n" +
+	"\ttimed_out\x18\x06 \x01(\bR\btimedOut\"M\n" +
 	"\x13BatchFieldViolation\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12 \n" +
 	"\vdescription\x18\x02 \x01(\tR\vdescriptionB7Z5github.com/keyhold/keyhold/proto/keyhold/v1;keyholdv1b\x06proto3"
