@@ -169,7 +169,8 @@ type Reader struct {
 // [ErrDamaged] and what the service says, if the header was changed; what r
 // returns.
 func NewReader(ctx context.Context, keys Decrypter, r io.Reader, opts ReaderOptions) (*Reader, error) {
-	h, raw, err := readHeader(r)
+	src := &source{r: r}
+	h, raw, err := readHeader(src)
 	if err != nil {
 		return nil, err
 	}
@@ -191,7 +192,6 @@ func NewReader(ctx context.Context, keys Decrypter, r io.Reader, opts ReaderOpti
 	if err != nil {
 		return nil, err
 	}
-	src := &source{r: r}
 	stream, err := aead.NewDecryptingReader(src, raw)
 	if err != nil {
 		return nil, src.explain()
@@ -212,7 +212,7 @@ func (r *Reader) Read(p []byte) (int, error) {
 	}
 	n, err := r.stream.Read(p)
 	switch {
-	case errors.Is(err, io.EOF):
+	case err == io.EOF: // an error that wraps it is the source's, and no end
 		r.err = io.EOF
 	case err != nil:
 		// Tink's reader would say io.EOF next, if this was the last segment.
@@ -221,8 +221,10 @@ func (r *Reader) Read(p []byte) (int, error) {
 	return n, r.err
 }
 
-// source remembers how the input failed, and lets nothing but io.EOF pass for
-// its end: Tink takes io.ErrUnexpectedEOF for it, too.
+// source remembers how the input failed, and lets nothing but io.EOF itself
+// pass for its end: io.ReadFull and Tink take io.ErrUnexpectedEOF for it, too. So
+// what a source returns must be compared by ==, since errors that it made of
+// others wrap them.
 type source struct {
 	r   io.Reader
 	err error
@@ -235,6 +237,9 @@ func (s *source) Read(p []byte) (int, error) {
 	n, err := s.r.Read(p)
 	if err != nil && err != io.EOF {
 		s.err = fmt.Errorf("read the encrypted data: %w", err)
+		if errors.Is(err, io.EOF) { // nor may who asks a Reader's error so take it for the end
+			s.err = fmt.Errorf("read the encrypted data: %v", err) //nolint:errorlint // see above
+		}
 		err = s.err
 	}
 	return n, err

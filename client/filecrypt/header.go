@@ -66,7 +66,8 @@ func appendPart(b, part []byte) []byte {
 }
 
 // readHeader reads a header, and not a byte behind it. It accepts what marshal
-// makes and nothing else. raw is what it read.
+// makes and nothing else. raw is what it read. r is a source, or another reader
+// that ends in io.EOF only.
 func readHeader(r io.Reader) (h *header, raw []byte, err error) {
 	in := headerReader{r: r}
 	line := in.take(len(magic))
@@ -107,9 +108,10 @@ func readHeader(r io.Reader) (h *header, raw []byte, err error) {
 	return h, in.raw, nil
 }
 
-// isEnd tells whether err says that the input ended.
+// isEnd tells whether err, which io.ReadFull returned, says that the input ended.
+// An error that wraps one of the two is a failure of the input.
 func isEnd(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+	return err == io.EOF || err == io.ErrUnexpectedEOF //nolint:errorlint // see above
 }
 
 // headerReader collects what it reads. After an error it returns nothing.
