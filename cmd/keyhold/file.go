@@ -64,7 +64,8 @@ has the file. Put no secret into it.
 
 The new file has the permissions of FILE. It appears under its name when it is
 complete; until then it is ` + partialPattern + ` in the same folder, which only a
-kill leaves behind. Nothing is overwritten without --force.`,
+kill (SIGKILL) or a loss of power leaves behind. Nothing is overwritten without
+--force.`,
 		Example: `  keyhold file encrypt --key alias/backup --context host=db1 dump.sql
   tar c /srv | keyhold file encrypt --key alias/backup > srv.tar.kh`,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.files(cmd.Context(), &v, args) },
@@ -106,7 +107,8 @@ another key that you may use opens as well. The context may have more pairs.
 
 Into a file: it has the permissions of FILE` + defaultSuffix + `, and appears under its name when
 all of it was authenticated. Until then it is ` + partialPattern + ` in the same folder,
-for you only, and removed on failure.
+for you only, and removed on failure; what a kill (SIGKILL) or a loss of power
+leaves behind is a part of the plaintext, and can be deleted.
 
 To standard output: nothing is written that was not authenticated, but whether
 the end is missing is known only at the end. Use what came out only if the exit

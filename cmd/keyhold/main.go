@@ -24,11 +24,22 @@ import (
 // Nothing else sets it.
 var version string
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+func main() { os.Exit(runMain()) }
+
+// runMain runs the tool until it is done, or was told by a signal to end.
+func runMain() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGQUIT)
+	defer stop()
 	// The first signal cancels the call under way, the second ends the program.
 	context.AfterFunc(ctx, stop)
-	code := run(ctx, os.Args[1:], &app{
+	// A terminal that is closed may send two at once, so these end nothing. Under
+	// nohup there are to be none.
+	if !signal.Ignored(syscall.SIGHUP) {
+		var stopHangup context.CancelFunc
+		ctx, stopHangup = signal.NotifyContext(ctx, syscall.SIGHUP)
+		defer stopHangup()
+	}
+	return run(ctx, os.Args[1:], &app{
 		stdin:      os.Stdin,
 		stdout:     os.Stdout,
 		stderr:     os.Stderr,
@@ -36,6 +47,4 @@ func main() {
 		isTerminal: isTerminal,
 		version:    version,
 	})
-	stop()
-	os.Exit(code)
 }
