@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -253,4 +255,39 @@ func TestRenameReserved(t *testing.T) {
 	if got, err := os.ReadFile(to); err != nil || string(got) != "new" {
 		t.Errorf("%q, %v", got, err)
 	}
+	// A name that was reserved for nothing is free again.
+	gone := filepath.Join(dir, "gone")
+	if err := renameReserved(filepath.Join(dir, "missing"), gone); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of a file that is gone: %v", err)
+	}
+	if _, err := os.Lstat(gone); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the reservation stays: %v", err)
+	}
+}
+
+// Only a file system without hard links is served another way: a partial file
+// that someone deleted leaves no empty result.
+func TestTargetPartialDeleted(t *testing.T) {
+	dir := t.TempDir()
+	tg := &target{path: filepath.Join(dir, "out"), mode: 0o600}
+	err := tg.write(func(io.Writer) error { return os.Remove(tg.file.Name()) })
+	var le *os.LinkError
+	if !errors.As(err, &le) || le.Op != "link" || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%v, want the error of the link", err)
+	}
+	if names := ls(t, dir); len(names) > 0 {
+		t.Errorf("left behind: %q", names)
+	}
+}
+
+func TestNoHardLinks(t *testing.T) {
+	check := func(want bool, errs ...error) {
+		for _, err := range errs {
+			if got := noHardLinks(&os.LinkError{Op: "link", Old: "a", New: "b", Err: err}); got != want {
+				t.Errorf("%v: %t, want %t", err, got, want)
+			}
+		}
+	}
+	check(true, syscall.EPERM, syscall.ENOTSUP, syscall.EOPNOTSUPP, syscall.ENOSYS, syscall.EMLINK, syscall.EXDEV)
+	check(false, syscall.ENOENT, syscall.EIO, syscall.ENOSPC, syscall.EACCES, syscall.EROFS)
 }

@@ -187,12 +187,26 @@ func renameNew(from, to string) error {
 		return os.Remove(from)
 	case errors.Is(err, fs.ErrExist):
 		return errExists(to)
+	case noHardLinks(err):
+		return renameReserved(from, to)
 	}
-	return renameReserved(from, to)
+	return err
+}
+
+// noHardLinks tells whether err of os.Link says that the file system has none,
+// as FAT, many a FUSE and some network file systems do.
+func noHardLinks(err error) bool {
+	for _, e := range []syscall.Errno{syscall.EPERM, syscall.ENOTSUP, syscall.EOPNOTSUPP, syscall.ENOSYS, syscall.EMLINK, syscall.EXDEV} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // renameReserved is renameNew for file systems without hard links. An empty
-// file reserves the name; only who does not look overwrites it.
+// file reserves the name; only who does not look overwrites it. If the file
+// does not get the name, the reservation is taken back.
 func renameReserved(from, to string) error {
 	f, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, fs.ErrExist) {
@@ -201,8 +215,18 @@ func renameReserved(from, to string) error {
 	if err != nil {
 		return err
 	}
+	reserved, err := f.Stat()
 	f.Close()
-	return os.Rename(from, to)
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(from, to); err != nil {
+		if now, statErr := os.Lstat(to); statErr == nil && os.SameFile(now, reserved) && now.Size() == 0 {
+			return errors.Join(err, os.Remove(to))
+		}
+		return err
+	}
+	return nil
 }
 
 // syncFolder makes a new name durable.
