@@ -1,8 +1,8 @@
 // Package filecrypt encrypts data of any size, in constant memory, under a key
-// that never leaves its token: envelope encryption. [NewWriter] gets a data
-// key from the service, writes a header with the encrypted copy of it, and
-// encrypts what is written with the data key; [NewReader] lets the service
-// open the data key, and decrypts.
+// that stays in its token, unless it was created EXPORTABLE: envelope encryption.
+// [NewWriter] gets a data key from the service, writes a header with the
+// encrypted copy of it, and encrypts what is written with the data key;
+// [NewReader] lets the service open the data key, and decrypts.
 //
 // The encryption is Tink's streaming AEAD AES-GCM-HKDF in segments of 64 KiB,
 // and the header is its associated data. docs/file-format.md describes the

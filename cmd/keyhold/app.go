@@ -67,9 +67,10 @@ func run(ctx context.Context, args []string, a *app) int {
 func (a *app) rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "keyhold",
-		Short: "Use and manage keys that never leave their hardware token",
+		Short: "Use and manage the keys of a hardware token",
 		Long: `keyhold talks to a Keyhold server: it makes keys inside a PKCS#11 token, uses
-them on files and pipes, and manages them. Keys never leave the token.
+them on files and pipes, and manages them. A key never leaves the token, unless
+it was created EXPORTABLE; then it leaves only wrapped.
 
 The connection is taken from flags, else from the environment (KEYHOLD_ADDR,
 KEYHOLD_CA, KEYHOLD_CERT, KEYHOLD_KEY and others: see ` + "`keyhold env --help`" + `), else
