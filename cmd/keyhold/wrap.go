@@ -42,9 +42,12 @@ func (a *app) wrapCommand() *cobra.Command {
 		Short: "Wrap a key of your own under a wrapping key",
 		Long: `Wrap up to 4096 bytes, which are a key, by AES key wrap inside the token. The
 wrapping key has the usage WRAP_UNWRAP. What comes out is as RFC 5649 has it, or
-RFC 3394 with --algorithm AES_KW, and names no key.`,
+RFC 3394 with --algorithm AES_KW, and names no key.
+
+Not every token takes every length: SoftHSM takes multiples of 8 bytes, and so
+does AES_KW everywhere. A key of 32 bytes is fine.`,
 		Example: `  keyhold key create --usage WRAP_UNWRAP --alias wrapper
-  keyhold wrap --key alias/wrapper --out tls.key.wrapped tls.key`,
+  keyhold wrap --key alias/wrapper --out aes.key.wrapped aes.key   # 32 bytes, as from openssl rand 32`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			plaintext, err := a.readInput(cmd.Context(), fileArgument(args), inputSpec{
@@ -76,7 +79,7 @@ func (a *app) unwrapCommand() *cobra.Command {
 		Short: "Unwrap what wrap or key export made",
 		Long: `Unwrap a key inside the token and hand it out in the clear. The wrapped key does
 not say under which key it is: --key must name the right one.`,
-		Example: `  keyhold unwrap --key alias/wrapper --out tls.key tls.key.wrapped
+		Example: `  keyhold unwrap --key alias/wrapper --out aes.key aes.key.wrapped
   keyhold key export alias/app --wrapping-key alias/wrapper | keyhold unwrap --key alias/wrapper --encoding hex`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
