@@ -31,7 +31,9 @@ func (a *app) dataKeyCommand() *cobra.Command {
 		Short: "Get a data key, in the clear and encrypted",
 		Long: `Get random bytes from the token to encrypt with outside of it: in the clear, to
 use now and forget, and encrypted under a key, to keep beside the data. Later
-` + "`keyhold decrypt`" + ` opens the encrypted copy.`,
+` + "`keyhold decrypt`" + ` opens the encrypted copy.
+
+Files have mode 0600; those that exist are replaced.`,
 		Example: `  keyhold datakey --key alias/app --output json
   keyhold datakey --key alias/app --plaintext-out dk --ciphertext-out dk.kh
   keyhold datakey --key alias/app --without-plaintext --ciphertext-out dk.kh`,
@@ -45,6 +47,9 @@ use now and forget, and encrypted under a key, to keep beside the data. Later
 			case args.spec == 0:
 				args.spec = keyholdv1.DataKeySpec_DATA_KEY_SPEC_AES_256
 			}
+			if sameFile(args.plaintextOut, args.ciphertextOut) {
+				return usagef("--plaintext-out and --ciphertext-out name the same file")
+			}
 			if args.withoutPlaintext && args.plaintextOut != "" {
 				return usagef("--plaintext-out and --without-plaintext contradict each other")
 			}
@@ -56,7 +61,7 @@ use now and forget, and encrypted under a key, to keep beside the data. Later
 	enumVar(cmd, &args.spec, "spec", "the length, by name (default AES_256)")
 	cmd.Flags().Int32Var(&n, "bytes", 0, "the length, 1 to 1024 bytes, instead of --spec")
 	cmd.Flags().BoolVar(&args.withoutPlaintext, "without-plaintext", false, "only the encrypted copy")
-	cmd.Flags().StringVar(&args.plaintextOut, "plaintext-out", "", "write the data key to this file, raw, with mode 0600, and do not print it")
+	cmd.Flags().StringVar(&args.plaintextOut, "plaintext-out", "", "write the data key to this file, raw, and do not print it")
 	cmd.Flags().StringVar(&args.ciphertextOut, "ciphertext-out", "", "write the encrypted copy to this file, raw, and do not print it")
 	requireFlags(cmd, "key")
 	return cmd

@@ -32,7 +32,7 @@ in the clear, to use now and forget, and encrypted under a key, to keep. Later
 ` + "`keyhold decrypt`" + ` opens the encrypted copy, to PKCS #8 in DER.
 
 Files of the private and the public key are PKCS #8 and SubjectPublicKeyInfo, in
-PEM unless --format says der.`,
+PEM unless --format says der. All files have mode 0600; those that exist are replaced.`,
 		Example: `  keyhold datakeypair --key alias/app --spec ECC_NIST_P256 --output json
   keyhold datakeypair --key alias/app --spec RSA_2048 --private-out k.pem --public-out pub.pem --ciphertext-out k.kh
   keyhold datakeypair --key alias/app --spec ECC_NIST_EDWARDS25519 --without-plaintext --ciphertext-out k.kh`,
@@ -41,6 +41,8 @@ PEM unless --format says der.`,
 			switch {
 			case args.format != "pem" && args.format != "der":
 				return usagef("--format must be pem or der, not %q", args.format)
+			case sameFile(args.privateOut, args.ciphertextOut) || sameFile(args.privateOut, args.publicOut) || sameFile(args.ciphertextOut, args.publicOut):
+				return usagef("two of --private-out, --ciphertext-out and --public-out name the same file")
 			case args.withoutPlaintext && args.privateOut != "":
 				return usagef("--private-out and --without-plaintext contradict each other")
 			}
@@ -53,7 +55,7 @@ PEM unless --format says der.`,
 	cmd.Flags().StringVar(&args.format, "format", "pem", "of --private-out and --public-out: pem or der")
 	completeWords(cmd, "format", "pem", "der")
 	cmd.Flags().BoolVar(&args.withoutPlaintext, "without-plaintext", false, "only the encrypted copy of the private key")
-	cmd.Flags().StringVar(&args.privateOut, "private-out", "", "write the private key to this file, with mode 0600, and do not print it")
+	cmd.Flags().StringVar(&args.privateOut, "private-out", "", "write the private key to this file and do not print it")
 	cmd.Flags().StringVar(&args.ciphertextOut, "ciphertext-out", "", "write the encrypted private key to this file, raw, and do not print it")
 	cmd.Flags().StringVar(&args.publicOut, "public-out", "", "write the public key to this file, and do not print it")
 	requireFlags(cmd, "key", "spec")

@@ -55,7 +55,7 @@ there is ` + "`keyhold file encrypt`" + `. RSA keys need --algorithm and take le
 
 // resultFlags declares where and how a command writes its bytes.
 func resultFlags(cmd *cobra.Command, out *string, enc *encoding) {
-	cmd.Flags().StringVar(out, "out", "", "write to this file, with mode 0600, instead of standard output")
+	cmd.Flags().StringVar(out, "out", "", "write to this file, with mode 0600, instead of standard output; a file that exists is replaced")
 	encodingVar(cmd, enc, "encoding", encodingUsage)
 }
 

@@ -62,7 +62,8 @@ itself does not go to the server. The encrypted data key and the encryption
 context stand at the file's beginning: the context can be read by everyone who
 has the file. Put no secret into it.
 
-The new file has the permissions of FILE. It appears under its name when it is
+The new file has the permissions of FILE, or mode 0600 if it comes from standard
+input. It appears under its name when it is
 complete; until then it is ` + partialPattern + ` in the same folder, which only a
 kill (SIGKILL) or a loss of power leaves behind. Nothing is overwritten without
 --force.`,
@@ -105,7 +106,8 @@ names its key and has its encryption context with it. --key and --context say
 what they must be; without them, a file that someone else encrypted under
 another key that you may use opens as well. The context may have more pairs.
 
-Into a file: it has the permissions of FILE` + defaultSuffix + `, and appears under its name when
+Into a file: it has the permissions of FILE` + defaultSuffix + `, or mode 0600 if it comes from
+standard input, and appears under its name when
 all of it was authenticated. Until then it is ` + partialPattern + ` in the same folder,
 for you only, and removed on failure; what a kill (SIGKILL) or a loss of power
 leaves behind is a part of the plaintext, and can be deleted.

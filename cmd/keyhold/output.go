@@ -62,6 +62,30 @@ func (a *app) write(b []byte) error {
 	return nil
 }
 
+// sameFile tells whether two files that writeFile is to write, if both are
+// named, have one name: the second would replace the first. Devices are not
+// replaced.
+func sameFile(a, b string) bool {
+	if a == "" || b == "" || realPath(a) != realPath(b) {
+		return false
+	}
+	info, err := os.Stat(a)
+	return err != nil || info.Mode().IsRegular()
+}
+
+// realPath is the one name of a file that need not exist. A link in its folder
+// is followed; the file itself may be one, which would be replaced.
+func realPath(path string) string {
+	dir, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if err != nil {
+		return filepath.Clean(path)
+	}
+	if abs, err := filepath.Abs(dir); err == nil {
+		dir = abs
+	}
+	return filepath.Join(dir, filepath.Base(path))
+}
+
 // writeFile writes a file of mode 0600: all of it under its name, or nothing.
 // Devices and pipes are written to as they are.
 func writeFile(path string, b []byte) (err error) {
