@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 )
@@ -57,6 +59,55 @@ func TestBenchInterrupt(t *testing.T) {
 	got := reports(t, stdout.String())
 	if len(got) != 1 || got[0].Ops < 40 || got[0].Errors != 0 || got[0].Seconds <= 0 || got[0].Seconds > time.Since(began).Seconds() {
 		t.Errorf("%+v", got)
+	}
+}
+
+// What can be part of a batch can be measured, alone, in batches and coalesced.
+func TestBenchBatches(t *testing.T) {
+	_, env := newFake(t)
+	v := &invocation{env: env, stdin: strings.NewReader(""), stdout: io.Discard, stderr: io.Discard}
+	a := v.app()
+	a.rootCommand()
+	conf, err := a.loadConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	clientConf, err := conf.client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared, err := newSharedConn(clientConf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer shared.close()
+	measured := map[protoreflect.FullName]bool{}
+	for _, op := range benchOps() {
+		if !op.batches {
+			continue
+		}
+		key, err := a.benchKey(t.Context(), shared.client, &op, 0, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req, err := op.request(t.Context(), shared.client, key, []byte("x"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		measured[req.ProtoReflect().Descriptor().FullName()] = true
+		if _, err := batchItem(req); err != nil {
+			t.Errorf("%s: %v", op.name, err)
+		}
+		// The fake's Batch refuses most.
+		if err := call(t.Context(), shared.coalescer, req); err != nil && !strings.Contains(err.Error(), "UnsupportedOperationException") {
+			t.Errorf("%s: %v", op.name, err)
+		}
+	}
+	items := (&keyholdv1.BatchItem{}).ProtoReflect().Descriptor().Oneofs().ByName("request").Fields()
+	for i := range items.Len() {
+		if name := items.Get(i).Message().FullName(); !measured[name] {
+			t.Errorf("no operation measures %s", name)
+		}
 	}
 }
 

@@ -54,6 +54,8 @@ func call(ctx context.Context, c *client.Coalescer, req proto.Message) error {
 		_, err = c.Verify(ctx, r)
 	case *keyholdv1.GenerateMacRequest:
 		_, err = c.GenerateMac(ctx, r)
+	case *keyholdv1.VerifyMacRequest:
+		_, err = c.VerifyMac(ctx, r)
 	default:
 		err = fmt.Errorf("a Coalescer does not send %s together", req.ProtoReflect().Descriptor().Name())
 	}

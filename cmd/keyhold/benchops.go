@@ -51,6 +51,7 @@ func benchOps() []benchOp {
 		{"sign", keyholdv1.CryptographyService_Sign_FullMethodName, signs, p256, true, signRequest},
 		{"verify", keyholdv1.CryptographyService_Verify_FullMethodName, signs, p256, true, verifyRequest},
 		{"mac", keyholdv1.CryptographyService_GenerateMac_FullMethodName, macs, keyholdv1.KeySpec_KEY_SPEC_HMAC_256, true, macRequest},
+		{"verify-mac", keyholdv1.CryptographyService_VerifyMac_FullMethodName, macs, keyholdv1.KeySpec_KEY_SPEC_HMAC_256, true, verifyMacRequest},
 		{"random", keyholdv1.CryptographyService_GenerateRandom_FullMethodName, 0, 0, false, randomRequest},
 	}
 }
@@ -133,6 +134,12 @@ func macRequest(_ context.Context, _ *client.Client, key *keyholdv1.KeyMetadata,
 	return &keyholdv1.GenerateMacRequest{KeyId: key.GetKeyId(), Message: payload, MacAlgorithm: first(key.GetMacAlgorithms())}, nil
 }
 
+func verifyMacRequest(ctx context.Context, c *client.Client, key *keyholdv1.KeyMetadata, payload []byte) (proto.Message, error) {
+	algorithm := first(key.GetMacAlgorithms())
+	resp, err := c.Crypto.GenerateMac(ctx, &keyholdv1.GenerateMacRequest{KeyId: key.GetKeyId(), Message: payload, MacAlgorithm: algorithm})
+	return &keyholdv1.VerifyMacRequest{KeyId: key.GetKeyId(), Message: payload, Mac: resp.GetMac(), MacAlgorithm: algorithm}, err
+}
+
 func randomRequest(_ context.Context, _ *client.Client, _ *keyholdv1.KeyMetadata, payload []byte) (proto.Message, error) {
 	return &keyholdv1.GenerateRandomRequest{NumberOfBytes: proto.Int32(int32(len(payload)))}, nil
 }
@@ -154,6 +161,8 @@ func batchItem(req proto.Message) (*keyholdv1.BatchItem, error) {
 		return &keyholdv1.BatchItem{Request: &keyholdv1.BatchItem_Verify{Verify: r}}, nil
 	case *keyholdv1.GenerateMacRequest:
 		return &keyholdv1.BatchItem{Request: &keyholdv1.BatchItem_GenerateMac{GenerateMac: r}}, nil
+	case *keyholdv1.VerifyMacRequest:
+		return &keyholdv1.BatchItem{Request: &keyholdv1.BatchItem_VerifyMac{VerifyMac: r}}, nil
 	}
 	return nil, fmt.Errorf("a batch has no items of %s", req.ProtoReflect().Descriptor().Name())
 }

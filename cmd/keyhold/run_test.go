@@ -22,7 +22,11 @@ type invocation struct {
 }
 
 func (v *invocation) run(ctx context.Context, args ...string) int {
-	return run(ctx, args, &app{
+	return run(ctx, args, v.app())
+}
+
+func (v *invocation) app() *app {
+	return &app{
 		stdin: v.stdin, stdout: v.stdout, stderr: v.stderr,
 		getenv: func(name string) string { return v.env[name] },
 		isTerminal: func(file any) bool {
@@ -34,7 +38,7 @@ func (v *invocation) run(ctx context.Context, args ...string) int {
 			return false
 		},
 		version: "v0.0.0-test",
-	})
+	}
 }
 
 // mustRun runs the tool and returns what it wrote to standard output.
