@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keyhold/keyhold/client"
+	"github.com/keyhold/keyhold/proto/awsjson"
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 )
 
@@ -105,6 +106,9 @@ func (b *benchArgs) check() error {
 		}
 		if slices.Contains(b.ops[:i], name) {
 			return usagef("--op names %s twice", name)
+		}
+		if b.spec != 0 && !op.fits(b.spec) {
+			return usagef("--spec %s: %s takes no such keys; its default is %s", awsjson.EnumName(b.spec), name, awsjson.EnumName(op.spec))
 		}
 		if (b.batch > 1 || b.coalesce) && !op.batches {
 			return usagef("--op %s cannot be part of a batch", name)

@@ -56,6 +56,21 @@ func benchOps() []benchOp {
 	}
 }
 
+// fits tells whether keys of a spec can be used for the operation. One that uses
+// no key does not mind.
+func (op *benchOp) fits(spec keyholdv1.KeySpec) bool {
+	family, _, _ := strings.Cut(awsjson.EnumName(spec), "_")
+	switch op.usage {
+	case keyholdv1.KeyUsageType_KEY_USAGE_TYPE_ENCRYPT_DECRYPT:
+		return family == "SYMMETRIC" || family == "RSA" && op.name != "datakey"
+	case keyholdv1.KeyUsageType_KEY_USAGE_TYPE_SIGN_VERIFY:
+		return family == "RSA" || family == "ECC"
+	case keyholdv1.KeyUsageType_KEY_USAGE_TYPE_GENERATE_VERIFY_MAC:
+		return family == "HMAC"
+	}
+	return true
+}
+
 func benchOpNames() []string {
 	var names []string
 	for _, op := range benchOps() {
@@ -247,9 +262,12 @@ func (a *app) benchKey(ctx context.Context, c *client.Client, op *benchOp, spec 
 	if err == nil {
 		meta := resp.GetKeyMetadata()
 		if meta.GetKeyState() != keyholdv1.KeyState_KEY_STATE_ENABLED || meta.GetKeySpec() != spec || meta.GetKeyUsage() != op.usage {
+			hint := "`keyhold bench --cleanup` discards the keys of benchmarks, and the next benchmark makes others"
+			if meta.GetDescription() != benchDescription {
+				hint = "bench did not make that key: aliases that begin with alias/" + benchAliasPrefix + " are for its own"
+			}
 			return nil, withHint(fmt.Errorf("%s is a key of spec %s for %s, and is %s", alias,
-				awsjson.EnumName(meta.GetKeySpec()), awsjson.EnumName(meta.GetKeyUsage()), awsjson.EnumName(meta.GetKeyState())),
-				"`keyhold alias delete %s` makes room for another", alias)
+				awsjson.EnumName(meta.GetKeySpec()), awsjson.EnumName(meta.GetKeyUsage()), awsjson.EnumName(meta.GetKeyState())), "%s", hint)
 		}
 		return meta, nil
 	}

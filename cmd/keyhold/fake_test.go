@@ -282,7 +282,10 @@ func (f *fake) EnableKey(ctx context.Context, req *keyholdv1.EnableKeyRequest) (
 }
 
 func (f *fake) DisableKey(ctx context.Context, req *keyholdv1.DisableKeyRequest) (*keyholdv1.DisableKeyResponse, error) {
-	_, err := f.findID(ctx, req.GetKeyId())
+	meta, err := f.findID(ctx, req.GetKeyId())
+	if err == nil {
+		meta.KeyState = keyholdv1.KeyState_KEY_STATE_DISABLED
+	}
 	return &keyholdv1.DisableKeyResponse{}, err
 }
 
