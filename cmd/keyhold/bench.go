@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -40,6 +41,16 @@ type benchArgs struct {
 	coalesce    bool
 	cleanup     bool
 	yes         bool
+
+	runs []benchRun // what ops says, when it was checked
+}
+
+// benchRun is an operation that is measured, and how it is sent.
+type benchRun struct {
+	benchOp
+	label    string // what the user called it
+	batch    int    // items in a request
+	coalesce bool
 }
 
 func (a *app) benchCommand() *cobra.Command {
@@ -56,8 +67,11 @@ machine meets all of them alike, and they can be compared.
 
 Latencies are those of requests. With --batch each request carries that many
 items, which count as operations. With --coalesce the Go client's Coalescer makes
-batches of requests of one item that wait at the same time. Where KEYHOLD_ADMIN_URL is set, the CPU time
-of the whole server process is shown, by operation.
+batches of requests of one item that wait at the same time. To compare them in one
+run, say it of each operation instead: encrypt:batch=100, encrypt:coalesce.
+
+Where KEYHOLD_ADMIN_URL is set, the CPU time of the whole server process is
+shown, by operation.
 
 The keys are alias/` + benchAliasPrefix + `SPEC-N. They are made when they are
 not there, and stay for the next time. --cleanup schedules their deletion.`,
@@ -65,6 +79,7 @@ not there, and stay for the next time. --cleanup schedules their deletion.`,
   keyhold bench --op sign --spec RSA_2048 --duration 30s --output json
   keyhold bench --op encrypt --batch 100 --keys 8
   keyhold bench --op encrypt --coalesce --concurrency 256
+  keyhold bench --op encrypt,encrypt:coalesce,encrypt:batch=100 --concurrency 64 --output json
   keyhold bench --cleanup`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -78,7 +93,8 @@ not there, and stay for the next time. --cleanup schedules their deletion.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringSliceVar(&b.ops, "op", []string{"encrypt"}, "what to measure, one or several: "+strings.Join(benchOpNames(), ", "))
+	flags.StringSliceVar(&b.ops, "op", []string{"encrypt"}, "what to measure, one or several: "+strings.Join(benchOpNames(), ", ")+
+		"; each may have :coalesce or :batch=N behind it")
 	completeWords(cmd, "op", benchOpNames()...)
 	enumVar(cmd, &b.spec, "spec", "type of the keys; each operation has a default")
 	flags.IntVar(&b.concurrency, "concurrency", 16, "requests at a time")
@@ -99,20 +115,16 @@ func (b *benchArgs) check() error {
 	if len(b.ops) == 0 {
 		return usagef("--op names nothing to measure")
 	}
-	for i, name := range b.ops {
-		op := findBenchOp(name)
-		if op == nil {
-			return usagef("--op %s: there are %s", name, strings.Join(benchOpNames(), ", "))
+	b.runs = nil
+	for _, name := range b.ops {
+		r, err := b.run(name)
+		if err != nil {
+			return err
 		}
-		if slices.Contains(b.ops[:i], name) {
-			return usagef("--op names %s twice", name)
+		if slices.ContainsFunc(b.runs, func(other benchRun) bool { return other.label == r.label }) {
+			return usagef("--op names %s twice", r.label)
 		}
-		if b.spec != 0 && !op.fits(b.spec) {
-			return usagef("--spec %s: %s takes no such keys; its default is %s", awsjson.EnumName(b.spec), name, awsjson.EnumName(op.spec))
-		}
-		if (b.batch > 1 || b.coalesce) && !op.batches {
-			return usagef("--op %s cannot be part of a batch", name)
-		}
+		b.runs = append(b.runs, r)
 	}
 	if b.batch > 1 && b.coalesce {
 		return usagef("--batch and --coalesce are two ways to the same: give one")
@@ -137,6 +149,41 @@ func (b *benchArgs) check() error {
 	return nil
 }
 
+// run parses an operation of --op: its name, and perhaps how it is sent. Without
+// that, --batch and --coalesce say it.
+func (b *benchArgs) run(text string) (benchRun, error) {
+	name, how, has := strings.Cut(text, ":")
+	op := findBenchOp(name)
+	if op == nil {
+		return benchRun{}, usagef("--op %s: there are %s", name, strings.Join(benchOpNames(), ", "))
+	}
+	r := benchRun{benchOp: *op, label: text, batch: b.batch, coalesce: b.coalesce}
+	if has {
+		n, isBatch := strings.CutPrefix(how, "batch=")
+		var err error
+		switch {
+		case b.batch > 1 || b.coalesce:
+			return r, usagef("--op %s says how it is sent: leave --batch and --coalesce out", text)
+		case how == "coalesce":
+			r.coalesce = true
+		case !isBatch:
+			return r, usagef("--op %s: behind the colon stands coalesce or batch=N", text)
+		default:
+			if r.batch, err = strconv.Atoi(n); err != nil || r.batch < 1 || r.batch > maxBenchBatch {
+				return r, usagef("--op %s: a batch has from 1 to %d items", text, maxBenchBatch)
+			}
+			r.label = fmt.Sprintf("%s:batch=%d", name, r.batch)
+		}
+	}
+	if (has || r.batch > 1 || r.coalesce) && !op.batches {
+		return r, usagef("--op %s cannot be part of a batch", name)
+	}
+	if b.spec != 0 && !op.fits(b.spec) {
+		return r, usagef("--spec %s: %s takes no such keys; its default is %s", awsjson.EnumName(b.spec), name, awsjson.EnumName(op.spec))
+	}
+	return r, nil
+}
+
 // bench prepares, warms up, measures and reports. When it is interrupted it
 // reports what it has.
 func (a *app) bench(ctx context.Context, c *client.Client, b *benchArgs) error {
@@ -149,15 +196,15 @@ func (a *app) bench(ctx context.Context, c *client.Client, b *benchArgs) error {
 		return err
 	}
 	defer l.close()
-	loads := make([]*loadOp, len(b.ops))
-	for i, name := range b.ops {
-		if loads[i], err = a.prepareLoad(ctx, c, b, findBenchOp(name)); err != nil {
-			return fmt.Errorf("prepare %s: %w", name, err)
+	loads := make([]*loadOp, len(b.runs))
+	for i := range b.runs {
+		if loads[i], err = a.prepareLoad(ctx, c, b, &b.runs[i]); err != nil {
+			return fmt.Errorf("prepare %s: %w", b.runs[i].label, err)
 		}
 	}
 	for _, op := range loads {
 		if err := l.probe(ctx, op); err != nil {
-			return fmt.Errorf("%s: %w", op.name, rpcError(err))
+			return fmt.Errorf("%s: %w", op.label, rpcError(err))
 		}
 	}
 	if _, err := l.cpu(ctx); err != nil && conf.text(setAdminURL) != "" {
@@ -188,7 +235,7 @@ func (a *app) bench(ctx context.Context, c *client.Client, b *benchArgs) error {
 	}
 	for _, op := range loads {
 		if op.tally.ops == 0 {
-			return errors.New("not one request of " + op.name + " succeeded")
+			return errors.New("not one request of " + op.label + " succeeded")
 		}
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,7 +32,7 @@ const maxMetricsBytes = 4 << 20
 // that were made before go out, and the answer is not decoded.
 type load struct {
 	conns   []*grpc.ClientConn
-	shared  []*sharedConn // instead of conns, with --coalesce
+	shared  []*sharedConn // instead of conns, for what is coalesced
 	workers int
 	region  string
 	timeout time.Duration
@@ -40,11 +41,10 @@ type load struct {
 
 // loadOp is an operation with its requests, and what came of them.
 type loadOp struct {
-	name     string
-	method   string
+	benchRun
+	method   string            // of the requests, which may be batches
 	requests []mem.BufferSlice // taken in turn
 	messages []proto.Message   // the same
-	items    int               // in each request
 	tally    tally
 }
 
@@ -75,14 +75,18 @@ func (a *app) dialLoad(conf *config, b *benchArgs) (*load, error) {
 		}
 	}
 	l := &load{workers: b.concurrency, region: clientConf.Region, timeout: clientConf.Timeout, conf: conf}
+	coalesced := slices.ContainsFunc(b.runs, func(r benchRun) bool { return r.coalesce })
+	plain := slices.ContainsFunc(b.runs, func(r benchRun) bool { return !r.coalesce })
 	for range b.connections {
-		if b.coalesce {
+		if coalesced {
 			c, err := newSharedConn(clientConf)
 			if err != nil {
 				l.close()
 				return nil, err
 			}
 			l.shared = append(l.shared, c)
+		}
+		if !plain {
 			continue
 		}
 		conn, err := grpc.NewClient("dns:///"+clientConf.Addr,
@@ -118,7 +122,7 @@ func (l *load) callContext(ctx context.Context, end time.Time) (context.Context,
 // send makes the n-th call of an operation, over connection number conn. Both
 // count on for ever.
 func (l *load) send(ctx context.Context, op *loadOp, conn, n int, f *frame) error {
-	if len(l.shared) > 0 {
+	if op.coalesce {
 		return call(ctx, l.shared[conn%len(l.shared)].coalescer, op.messages[n%len(op.messages)])
 	}
 	f.request, f.failed = op.requests[n%len(op.requests)], f.failed[:0]
@@ -135,12 +139,12 @@ func (l *load) probe(ctx context.Context, op *loadOp) error {
 	defer cancel()
 	for conn := range max(len(l.conns), len(l.shared)) {
 		for n := range op.requests {
-			f := &frame{batch: op.items > 1}
+			f := &frame{batch: op.batch > 1}
 			if err := l.send(ctx, op, conn, n, f); err != nil {
 				return err
 			}
 			if len(f.failed) > 0 {
-				return fmt.Errorf("%d of %d items failed with %s", len(f.failed), op.items, f.failed[0])
+				return fmt.Errorf("%d of %d items failed with %s", len(f.failed), op.batch, f.failed[0])
 			}
 			if conn > 0 {
 				break
@@ -178,7 +182,7 @@ func (l *load) work(ctx context.Context, op *loadOp, n int, end time.Time, t *ta
 	callCtx, cancel := l.callContext(ctx, end)
 	defer cancel()
 	conn := n
-	f := &frame{batch: op.items > 1}
+	f := &frame{batch: op.batch > 1}
 	for sent := time.Now(); ; n++ {
 		err := l.send(callCtx, op, conn, n, f)
 		if ctx.Err() != nil {
@@ -186,8 +190,8 @@ func (l *load) work(ctx context.Context, op *loadOp, n int, end time.Time, t *ta
 		}
 		answered := time.Now()
 		if err == nil {
-			t.count(answered.Sub(sent), op.items, f.failed)
-		} else if name := t.fail(err, op.items); !strings.HasSuffix(name, "Exception") {
+			t.count(answered.Sub(sent), op.batch, f.failed)
+		} else if name := t.fail(err, op.batch); !strings.HasSuffix(name, "Exception") {
 			pause(ctx) // a connection that is down fails at once, again and again
 			answered = time.Now()
 		}

@@ -184,8 +184,8 @@ func batchItem(req proto.Message) (*keyholdv1.BatchItem, error) {
 
 // prepareLoad makes the requests of an operation: one for each key, or, in
 // batches, one that begins with each key.
-func (a *app) prepareLoad(ctx context.Context, c *client.Client, b *benchArgs, op *benchOp) (*loadOp, error) {
-	load := &loadOp{name: op.name, method: op.method, items: b.batch}
+func (a *app) prepareLoad(ctx context.Context, c *client.Client, b *benchArgs, op *benchRun) (*loadOp, error) {
+	load := &loadOp{benchRun: *op, method: op.method}
 	payload := make([]byte, b.payload)
 	for i := range payload {
 		payload[i] = byte(i)
@@ -199,7 +199,7 @@ func (a *app) prepareLoad(ctx context.Context, c *client.Client, b *benchArgs, o
 		var key *keyholdv1.KeyMetadata
 		var err error
 		if op.usage != 0 {
-			if key, err = a.benchKey(ctx, c, op, b.spec, i+1); err != nil {
+			if key, err = a.benchKey(ctx, c, &op.benchOp, b.spec, i+1); err != nil {
 				return nil, err
 			}
 		}
@@ -207,10 +207,10 @@ func (a *app) prepareLoad(ctx context.Context, c *client.Client, b *benchArgs, o
 			return nil, rpcError(err)
 		}
 	}
-	if b.batch > 1 {
+	if op.batch > 1 {
 		load.method = keyholdv1.CryptographyService_Batch_FullMethodName
 		var err error
-		if reqs, err = batches(reqs, b.batch); err != nil {
+		if reqs, err = makeBatches(reqs, op.batch); err != nil {
 			return nil, err
 		}
 	}
@@ -225,9 +225,9 @@ func (a *app) prepareLoad(ctx context.Context, c *client.Client, b *benchArgs, o
 	return load, nil
 }
 
-// batches makes as many batches as there are requests, each of n items that
+// makeBatches makes as many batches as there are requests, each of n items that
 // begin with another one.
-func batches(reqs []proto.Message, n int) ([]proto.Message, error) {
+func makeBatches(reqs []proto.Message, n int) ([]proto.Message, error) {
 	items := make([]*keyholdv1.BatchItem, len(reqs))
 	for i, req := range reqs {
 		var err error

@@ -14,7 +14,7 @@ import (
 // benchReport is what --output json prints of an operation, on a line of its
 // own. Scripts rely on its members.
 type benchReport struct {
-	Op           string  `json:"op"`
+	Op           string  `json:"op"` // as --op has it, with :coalesce or :batch=N
 	Door         string  `json:"door"`
 	Concurrency  int     `json:"concurrency"`
 	PayloadBytes int     `json:"payload_bytes"`
@@ -33,7 +33,7 @@ type benchReport struct {
 func (b *benchArgs) report(op *loadOp) benchReport {
 	t := &op.tally
 	r := benchReport{
-		Op: op.name, Door: "grpc", Concurrency: b.concurrency, PayloadBytes: b.payload, Batch: op.items,
+		Op: op.label, Door: "grpc", Concurrency: b.concurrency, PayloadBytes: b.payload, Batch: op.batch,
 		Seconds: round3(t.elapsed.Seconds()), Ops: t.ops, Errors: t.errors,
 		P50: milliseconds(t.histogram.percentile(0.5)), P99: milliseconds(t.histogram.percentile(0.99)),
 		P999: milliseconds(t.histogram.percentile(0.999)),
@@ -67,7 +67,7 @@ func (a *app) printBench(b *benchArgs, loads []*loadOp) error {
 				return err
 			}
 			if op.tally.errors > 0 {
-				fmt.Fprintf(a.stderr, "keyhold: errors of %s: %s\n", op.name, op.tally.errorText())
+				fmt.Fprintf(a.stderr, "keyhold: errors of %s: %s\n", op.label, op.tally.errorText())
 			}
 		}
 		return nil
