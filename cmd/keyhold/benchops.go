@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/mem"
@@ -299,8 +300,12 @@ func (a *app) benchCleanup(ctx context.Context, c *client.Client, yes bool) erro
 		}
 		return page.GetNextMarker(), page.GetTruncated(), err
 	})
-	if err != nil || len(doomed) == 0 {
+	if err != nil {
 		return err
+	}
+	if len(doomed) == 0 {
+		fmt.Fprintln(a.stderr, "keyhold: there are no keys of benchmarks")
+		return nil
 	}
 	if !yes {
 		question := fmt.Sprintf("%d keys named alias/%s* become unusable now and are destroyed after 7 days.", len(doomed), benchAliasPrefix)
@@ -326,12 +331,18 @@ func (a *app) discardBenchKey(ctx context.Context, c *client.Client, alias *keyh
 	if meta.GetDescription() != benchDescription {
 		return fmt.Errorf("the key %s was not made by bench (its description is not %q), so it stays", meta.GetArn(), benchDescription)
 	}
+	date := meta.GetDeletionDate()
 	if meta.GetKeyState() != keyholdv1.KeyState_KEY_STATE_PENDING_DELETION {
-		_, err := c.Keys.ScheduleKeyDeletion(ctx, &keyholdv1.ScheduleKeyDeletionRequest{KeyId: meta.GetKeyId(), PendingWindowInDays: proto.Int32(7)})
+		resp, err := c.Keys.ScheduleKeyDeletion(ctx, &keyholdv1.ScheduleKeyDeletionRequest{KeyId: meta.GetKeyId(), PendingWindowInDays: proto.Int32(7)})
 		if err != nil {
 			return err
 		}
+		date = resp.GetDeletionDate()
 	}
-	_, err = c.Keys.DeleteAlias(ctx, &keyholdv1.DeleteAliasRequest{AliasName: alias.GetAliasName()})
-	return err
+	if _, err = c.Keys.DeleteAlias(ctx, &keyholdv1.DeleteAliasRequest{AliasName: alias.GetAliasName()}); err != nil {
+		return err
+	}
+	fmt.Fprintf(a.stderr, "keyhold: deleted %s; its key %s will be destroyed on %s\n",
+		printable(alias.GetAliasName()), printable(meta.GetArn()), date.AsTime().Format(time.DateOnly))
+	return nil
 }
