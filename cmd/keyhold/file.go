@@ -31,13 +31,14 @@ type fileVerb struct {
 	quiet   bool
 
 	participle string // "encrypted"
+	folderHint string // what to do with a folder
 
 	// target returns the name of the file that src becomes.
 	target func(src string) (string, error)
 
 	// prepare looks at src and returns what writes the result. It does not
 	// touch the target, so that what cannot succeed leaves no trace.
-	prepare func(ctx context.Context, c *client.Client, src io.Reader) (func(dst io.Writer) error, error)
+	prepare func(ctx context.Context, c *client.Client, src *source) (func(dst io.Writer) error, error)
 }
 
 func (a *app) fileCommand() *cobra.Command {
@@ -50,7 +51,10 @@ func (a *app) fileCommand() *cobra.Command {
 }
 
 func (a *app) fileEncryptCommand() *cobra.Command {
-	v := fileVerb{context: pairsFlag{}, participle: "encrypted"}
+	v := fileVerb{
+		context: pairsFlag{}, participle: "encrypted",
+		folderHint: "`tar c FOLDER | keyhold file encrypt --key KEY > FOLDER.tar" + defaultSuffix + "` takes all of it",
+	}
 	cmd := &cobra.Command{
 		Use:   "encrypt --key KEY [FILE...]",
 		Short: "Encrypt files of any size, or a pipe",
@@ -77,7 +81,7 @@ kill (SIGKILL) or a loss of power leaves behind. Nothing is overwritten without
 		}
 		return src + v.suffix, nil
 	}
-	v.prepare = func(ctx context.Context, c *client.Client, src io.Reader) (func(io.Writer) error, error) {
+	v.prepare = func(ctx context.Context, c *client.Client, src *source) (func(io.Writer) error, error) {
 		return func(dst io.Writer) error {
 			w, err := filecrypt.NewWriter(ctx, c.Crypto, dst, filecrypt.WriterOptions{KeyID: v.key, Context: v.context})
 			if err != nil {
@@ -97,7 +101,10 @@ kill (SIGKILL) or a loss of power leaves behind. Nothing is overwritten without
 }
 
 func (a *app) fileDecryptCommand() *cobra.Command {
-	v := fileVerb{context: pairsFlag{}, participle: "decrypted"}
+	v := fileVerb{
+		context: pairsFlag{}, participle: "decrypted",
+		folderHint: "`keyhold file decrypt FOLDER/*" + defaultSuffix + "` takes the files in it",
+	}
 	cmd := &cobra.Command{
 		Use:   "decrypt [FILE...]",
 		Short: "Decrypt what file encrypt made",
@@ -130,10 +137,10 @@ code is 0:
 		}
 		return name, nil
 	}
-	v.prepare = func(ctx context.Context, c *client.Client, src io.Reader) (func(io.Writer) error, error) {
+	v.prepare = func(ctx context.Context, c *client.Client, src *source) (func(io.Writer) error, error) {
 		r, err := filecrypt.NewReader(ctx, c.Crypto, src, filecrypt.ReaderOptions{KeyID: v.key, Context: v.context})
 		if err != nil {
-			return nil, explainHeader(rpcError(err))
+			return nil, explainHeader(rpcError(err), src)
 		}
 		return func(dst io.Writer) error { return copyAll(dst, r) }, nil
 	}
@@ -150,11 +157,13 @@ func (v *fileVerb) declare(cmd *cobra.Command, suffixUsage string) {
 	cmd.Flags().BoolVar(&v.quiet, "quiet", false, "no progress bar")
 }
 
-// explainHeader adds what to do when a header does not open.
-func explainHeader(err error) error {
+// explainHeader adds what to do when the header of src does not open.
+func explainHeader(err error, src *source) error {
 	var e *client.Error
 	switch {
-	case errors.Is(err, filecrypt.ErrFormat):
+	// Itself: what is around it tells that file encrypt made this. And what
+	// encrypt makes is small, where the size is known, and not empty.
+	case err == filecrypt.ErrFormat && src.read.Load() > 0 && (!src.regular() || src.info.Size() <= maxCiphertextBytes): //nolint:errorlint // see above
 		return withHint(err, "what `keyhold encrypt` made is decrypted by `keyhold decrypt`")
 	case errors.As(err, &e) && e.Exception == "InvalidCiphertextException":
 		return withHint(err, "the service does not open the data key at the file's beginning: that is damaged, or was made by another server")
@@ -232,6 +241,11 @@ func (a *app) file(ctx context.Context, c *client.Client, v *fileVerb, name stri
 			err = fmt.Errorf("%s: %w", name, withoutPath(err, name))
 		}
 	}()
+	src, err := a.openSource(ctx, name, v)
+	if err != nil {
+		return err
+	}
+	defer src.close()
 	out := v.out
 	switch {
 	case name == "-" && out == "":
@@ -241,11 +255,6 @@ func (a *app) file(ctx context.Context, c *client.Client, v *fileVerb, name stri
 			return err
 		}
 	}
-	src, err := a.openSource(ctx, name, v.out != "")
-	if err != nil {
-		return err
-	}
-	defer src.close()
 	dst, err := a.findTarget(out, src, v)
 	if err != nil {
 		return err

@@ -280,6 +280,29 @@ func TestTargetPartialDeleted(t *testing.T) {
 	}
 }
 
+// A device that has become a file is not overwritten in place.
+func TestTargetDeviceReplaced(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "out")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Skip(err)
+	}
+	tg, err := (&app{}).findTarget(path, &source{}, &fileVerb{out: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	mustWrite(t, path, []byte("precious"))
+	err = tg.write(func(w io.Writer) error {
+		_, err := w.Write([]byte("x"))
+		return err
+	})
+	if got, readErr := os.ReadFile(path); err == nil || readErr != nil || string(got) != "precious" {
+		t.Errorf("%v; %q, %v", err, got, readErr)
+	}
+}
+
 func TestNoHardLinks(t *testing.T) {
 	check := func(want bool, errs ...error) {
 		for _, err := range errs {

@@ -7,6 +7,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 )
@@ -29,9 +31,9 @@ type source struct {
 }
 
 // openSource opens what is to be encrypted or decrypted. Links are followed: a
-// source is but read. What is no regular file gives no name and no
-// permissions to another, so named says that the target has a name.
-func (a *app) openSource(ctx context.Context, name string, named bool) (*source, error) {
+// source is but read. What is no regular file, or has its name among devices,
+// gives no name and no permissions to another: then --out must say the target's.
+func (a *app) openSource(ctx context.Context, name string, v *fileVerb) (*source, error) {
 	if name == "-" {
 		if a.isTerminal(a.stdin) {
 			fmt.Fprintln(a.stderr, "keyhold: reading from the terminal; Ctrl-D ends it")
@@ -50,9 +52,11 @@ func (a *app) openSource(ctx context.Context, name string, named bool) (*source,
 	}
 	switch {
 	case info.IsDir():
-		return nil, withHint(errors.New("is a folder"), "`tar c FOLDER | keyhold file encrypt --key KEY > FOLDER.tar%s` takes all of it", defaultSuffix)
-	case !info.Mode().IsRegular() && !named:
+		return nil, withHint(errors.New("is a folder"), "%s", v.folderHint)
+	case !info.Mode().IsRegular() && v.out == "":
 		return nil, withHint(errors.New("is not a regular file"), "say with --out where the result goes")
+	case amongDevices(name) && v.out == "":
+		return nil, withHint(errors.New("has no folder that the result could be in"), "say with --out where the result goes")
 	case !info.Mode().IsRegular():
 		return &source{ctx: ctx, name: name, info: info, opening: true}, nil
 	}
@@ -68,6 +72,13 @@ func (a *app) openSource(ctx context.Context, name string, named bool) (*source,
 		return nil, err
 	}
 	return &source{ctx: ctx, name: name, info: info, r: f, file: f}, nil
+}
+
+// amongDevices tells whether a file has its name where the system shows devices
+// and processes, as /dev/stdin and /proc/self/fd/0 do. /dev/shm has files.
+func amongDevices(name string) bool {
+	dir := filepath.Dir(realPath(name)) + "/"
+	return dir == "/dev/" || strings.HasPrefix(dir, "/dev/fd/") || strings.HasPrefix(dir, "/proc/")
 }
 
 // regular tells whether the source is a file with a size.

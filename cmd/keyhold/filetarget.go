@@ -44,13 +44,17 @@ func (a *app) findTarget(out string, src *source, v *fileVerb) (*target, error) 
 	}
 	info, err := os.Lstat(out)
 	if errors.Is(err, fs.ErrNotExist) {
+		dir := filepath.Dir(out)
+		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("the folder %s does not exist", dir)
+		}
 		return t, nil
 	}
 	if err != nil {
 		return nil, err
 	}
 	if followed, err := os.Stat(out); err == nil && !followed.IsDir() && !followed.Mode().IsRegular() && v.out != "" {
-		t.straight = func() (io.WriteCloser, error) { return os.OpenFile(out, os.O_WRONLY, 0) }
+		t.straight = func() (io.WriteCloser, error) { return openDevice(out) }
 		return t, nil
 	}
 	switch {
@@ -64,6 +68,24 @@ func (a *app) findTarget(out string, src *source, v *fileVerb) (*target, error) 
 		return nil, fmt.Errorf("%s is not a regular file (%s), so it is not replaced", out, info.Mode().Type())
 	}
 	return t, nil
+}
+
+// openDevice opens what was seen not to be a regular file. If it has become one
+// since, it is not written to: it would be overwritten in place.
+func openDevice(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && info.Mode().IsRegular() {
+		err = fmt.Errorf("%s was replaced by a regular file", path)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 func errExists(path string) error {

@@ -90,7 +90,7 @@ func realPath(path string) string {
 // Devices and pipes are written to as they are.
 func writeFile(path string, b []byte) (err error) {
 	if info, statErr := os.Stat(path); statErr == nil && !info.Mode().IsRegular() {
-		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		f, err := openDevice(path)
 		if err != nil {
 			return err
 		}
