@@ -19,6 +19,10 @@ import (
 	"github.com/keyhold/keyhold/server/audit"
 )
 
+// goRace is the environment's GORACE of each process that tests start. With -race
+// a process would sleep for a second before it exits.
+const goRace = "atexit_sleep_ms=0"
+
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"keyhold": main})
 }
@@ -53,6 +57,7 @@ func TestScripts(t *testing.T) {
 				}
 			}))
 			env.Defer(admin.Close)
+			env.Setenv("GORACE", goRace)
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv("ADDR", s.addr)
 			env.Setenv("KEYHOLD_ADDR", s.addr)

@@ -20,7 +20,7 @@ func start(t *testing.T, env map[string]string, dir, before string, stdin io.Rea
 	var stderr bytes.Buffer
 	cmd := exec.CommandContext(t.Context(), "sh", append([]string{"-c", before + `exec keyhold "$@"`, "sh"}, args...)...)
 	cmd.Dir, cmd.Stdin, cmd.Stderr = dir, stdin, &stderr
-	cmd.Env = os.Environ()
+	cmd.Env = append(os.Environ(), "GORACE="+goRace)
 	for name, value := range env {
 		cmd.Env = append(cmd.Env, name+"="+value)
 	}
