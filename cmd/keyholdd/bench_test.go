@@ -65,16 +65,17 @@ func TestBench(t *testing.T) {
 		}
 		return len(resp.GetKeys())
 	}
-	run("ping,encrypt,decrypt,reencrypt,datakey,sign,verify,mac,random", "--keys", "2", "--connections", "2")
+	run("ping,encrypt,decrypt,reencrypt,datakey,sign,verify,mac,verify-mac,random", "--keys", "2", "--connections", "2")
 	made := keys()
-	run("encrypt,decrypt,reencrypt,datakey,sign,verify,mac", "--keys", "2", "--batch", "5")
-	run("encrypt,decrypt,reencrypt,datakey,sign,verify,mac", "--keys", "2", "--coalesce")
+	run("encrypt,decrypt,reencrypt,datakey,sign,verify,mac,verify-mac", "--keys", "2", "--batch", "5")
+	run("encrypt,decrypt,reencrypt,datakey,sign,verify,mac,verify-mac", "--keys", "2", "--coalesce")
 	if now := keys(); made != 6 || now != made {
 		t.Errorf("%d keys, then %d; want 6 each time", made, now)
 	}
 	run("encrypt,decrypt,reencrypt", "--spec", "RSA_2048")
 	run("sign,verify", "--spec", "RSA_2048")
 	run("sign", "--spec", "ECC_NIST_EDWARDS25519")
+	run("encrypt,encrypt:coalesce,encrypt:batch=10,verify-mac:batch=2")
 	if _, err := d.keyhold(t.Context(), nil, "bench", "--op", "random", "--payload", "1025"); err == nil || !strings.Contains(err.Error(), "ValidationException") {
 		t.Errorf("what the server refuses: %v", err)
 	}
