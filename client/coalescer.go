@@ -57,7 +57,8 @@ type CoalescerConfig struct {
 // It has the methods of a Client's Crypto, so that it can stand for it in an
 // Envelope, a Signer and so on. Encrypt, Decrypt, ReEncrypt, GenerateDataKey,
 // Sign, Verify, GenerateMac and VerifyMac ride together. Other methods go
-// straight to the service, and so do calls with gRPC call options.
+// straight to the service, and so do calls with gRPC call options and calls
+// whose outgoing metadata has more than a region: a batch can carry no item's own.
 //
 // Each call keeps its own answer or error, which is the one that it would have
 // got alone, its own context and deadline, and its own retries:
@@ -66,8 +67,8 @@ type CoalescerConfig struct {
 //     not sent. If it is in a batch, it may be carried out nevertheless; the
 //     batch is cancelled when all its callers have left.
 //   - A batch has the latest deadline of its calls, and the region that they
-//     name in their contexts: calls of different regions are not mixed. Other
-//     metadata and values of contexts do not travel with a batch.
+//     name in their contexts: calls of different regions are not mixed. Values
+//     of contexts do not travel with a batch.
 //   - Requests are read before the call returns and not after.
 //
 // A request that has been under way for a second no longer keeps others
@@ -180,7 +181,8 @@ func coalesce[Req, Resp proto.Message](
 		return none, err
 	}
 	defer c.calls.Done()
-	if len(opts) > 0 || proto.Size(in) > maxItemBytes {
+	region, plain := regionOf(ctx)
+	if !plain || len(opts) > 0 || proto.Size(in) > maxItemBytes {
 		return single(ctx, in, opts...)
 	}
 	if _, ok := ctx.Deadline(); !ok {
@@ -188,7 +190,6 @@ func coalesce[Req, Resp proto.Message](
 		ctx, cancel = context.WithTimeout(ctx, c.timeout)
 		defer cancel()
 	}
-	region := string(regionOf(ctx))
 	for n := 1; ; n++ {
 		if err := ctx.Err(); err != nil {
 			return none, status.FromContextError(err).Err()

@@ -25,7 +25,8 @@ const (
 // works as the caching materials manager of the AWS Encryption SDK: for
 // encryption, one data key serves the messages of one key id and encryption
 // context; for decryption, an encrypted data key that was opened with a
-// context is not sent to the service again.
+// context is not sent to the service again. Calls share data keys only if their
+// outgoing gRPC metadata is the same too: the region, and whatever else is in it.
 //
 // The price: a data key that is cached stays usable in this process until it
 // is MaxAge old, even if its KMS key was disabled, scheduled for deletion or

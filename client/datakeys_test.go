@@ -155,6 +155,29 @@ func TestCacheKeys(t *testing.T) {
 	}
 }
 
+// TestCacheMetadata: who stands between may tell callers apart by their
+// metadata; the one gets no data key of the other.
+func TestCacheMetadata(t *testing.T) {
+	f := &fakeKeys{}
+	e := cached(t, f, client.CacheConfig{})
+	message := seal(t, e, "x", nil)
+	for i, pairs := range [][]string{
+		{}, {"authorization", "a"}, {"authorization", "b"}, {"authorization", "a", "authorization", "b"},
+		{"authorization", "a", "b", ""}, {"b", "", "Authorization", "a"}, {"authorization", "a"}, {},
+	} {
+		ctx := metadata.AppendToOutgoingContext(t.Context(), pairs...)
+		if _, err := e.Encrypt(ctx, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := e.Decrypt(ctx, message, nil); err != nil {
+			t.Fatal(err)
+		}
+		if want := []int{1, 2, 3, 4, 5, 5, 5, 5}[i]; f.generates != want || f.decrypts != want {
+			t.Errorf("after metadata %d: %d and %d calls, want %d", i, f.generates, f.decrypts, want)
+		}
+	}
+}
+
 func TestCacheCapacity(t *testing.T) {
 	f := &fakeKeys{}
 	e := cached(t, f, client.CacheConfig{Capacity: 2})

@@ -3,9 +3,11 @@ package client
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -96,7 +98,7 @@ func (e *Envelope) Encrypt(ctx context.Context, plaintext []byte, ec map[string]
 	if err != nil {
 		return nil, fmt.Errorf("encrypt: %w", err)
 	}
-	slot := slotOf('E', regionOf(ctx), []byte(e.cfg.KeyID), canonical)
+	slot := slotOf('E', metadataOf(ctx), []byte(e.cfg.KeyID), canonical)
 	k, err := e.keys.forSealing(ctx, slot, int64(len(plaintext)), func(ctx context.Context) (dataKey, error) { return e.generate(ctx, bound) })
 	if err != nil {
 		return nil, fmt.Errorf("encrypt: %w", err)
@@ -122,7 +124,7 @@ func (e *Envelope) Decrypt(ctx context.Context, message []byte, ec map[string]st
 	if !ok {
 		return nil, ErrDecrypt
 	}
-	slot := slotOf('D', regionOf(ctx), m.edk, canonical)
+	slot := slotOf('D', metadataOf(ctx), m.edk, canonical)
 	edk := bytes.Clone(m.edk) // the call may outlive this one, if others wait for it
 	k, err := e.keys.forOpening(ctx, slot, func(ctx context.Context) (dataKey, error) { return e.unwrap(ctx, edk, bound) })
 	if err != nil {
@@ -192,13 +194,18 @@ func doesNotOpen(err error) bool {
 	return ok && (e.Exception == "InvalidCiphertextException" || e.Exception == "IncorrectKeyException")
 }
 
-// regionOf returns the region that the caller has put into the context: the
-// same key id means another key there.
-func regionOf(ctx context.Context) []byte {
+// metadataOf returns the metadata that calls with the context carry, in one
+// form: the same key id means another key in another region, and whoever stands
+// between may tell callers apart by the rest.
+func metadataOf(ctx context.Context) []byte {
 	md, _ := metadata.FromOutgoingContext(ctx)
 	var all []byte
-	for _, v := range md.Get(RegionHeader) {
-		all = appendPart(all, v)
+	for _, key := range slices.Sorted(maps.Keys(md)) {
+		all = appendPart(all, key)
+		all = binary.BigEndian.AppendUint32(all, uint32(len(md[key])))
+		for _, v := range md[key] {
+			all = appendPart(all, v)
+		}
 	}
 	return all
 }

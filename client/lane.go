@@ -22,8 +22,7 @@ import (
 // lane is one region: what is under way and what waits. Coalescer.mu guards it
 // and everything below, but for what the comments say.
 type lane struct {
-	name    string
-	region  []string // as metadata
+	region  string // as in the calls' metadata, empty for none
 	flights []*flight
 	queue   list.List // of *item
 	riding  int       // calls that are under way, alone and in batches
@@ -43,7 +42,6 @@ type item struct {
 	// ended is the Err of the caller's context.
 	ended    func() error
 	deadline time.Time
-	region   []string
 	// body is the encoded BatchItem. It may hold a plaintext, and is wiped when it
 	// is not needed any more.
 	body []byte
@@ -76,8 +74,22 @@ func newItem(ctx context.Context, in *keyholdv1.BatchItem) (*item, error) {
 		return nil, err
 	}
 	deadline, _ := ctx.Deadline()
+	return &item{ended: ctx.Err, deadline: deadline, body: body, turn: make(chan struct{})}, nil
+}
+
+// regionOf returns the region that the call's metadata names, or nothing. plain
+// is false if there is anything else: it might say who calls, and a batch
+// cannot carry it for one of its items.
+func regionOf(ctx context.Context) (region string, plain bool) {
 	md, _ := metadata.FromOutgoingContext(ctx)
-	return &item{ended: ctx.Err, deadline: deadline, region: md.Get(RegionHeader), body: body, turn: make(chan struct{})}, nil
+	if len(md) == 0 {
+		return "", true
+	}
+	values := md[RegionHeader]
+	if len(md) > 1 || len(values) != 1 || values[0] == "" {
+		return "", false
+	}
+	return values[0], true
 }
 
 // begin returns a flight if the call may be sent at once.
@@ -91,11 +103,11 @@ func (c *Coalescer) begin(region string) *flight {
 	return c.depart(l, 1)
 }
 
-func (c *Coalescer) lane(name string) *lane {
-	l := c.lanes[name]
+func (c *Coalescer) lane(region string) *lane {
+	l := c.lanes[region]
 	if l == nil {
-		l = &lane{name: name}
-		c.lanes[name] = l
+		l = &lane{region: region}
+		c.lanes[region] = l
 	}
 	return l
 }
@@ -145,7 +157,6 @@ func (c *Coalescer) wait(ctx context.Context, region string, it *item) (*flight,
 		return nil, status.Errorf(codes.ResourceExhausted, "%d calls wait to be sent", c.cfg.MaxWaiting)
 	}
 	l := c.lane(region)
-	l.region = it.region
 	it.place = l.queue.PushBack(it)
 	c.waiting++
 	c.dispatch(l) // something may have ended since begin
@@ -260,8 +271,8 @@ func (c *Coalescer) tidy(l *lane) {
 		l.watch.Stop()
 		l.watch = nil
 	}
-	if len(l.flights) == 0 && c.lanes[l.name] == l {
-		delete(c.lanes, l.name)
+	if len(l.flights) == 0 && c.lanes[l.region] == l {
+		delete(c.lanes, l.region)
 	}
 }
 
@@ -275,8 +286,8 @@ func (c *Coalescer) send(l *lane, items []*item) {
 		}
 	}
 	ctx, cancel := context.WithDeadline(context.Background(), latest)
-	for _, region := range l.region {
-		ctx = metadata.AppendToOutgoingContext(ctx, RegionHeader, region) //nolint:fatcontext // at most one, in practice
+	if l.region != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, RegionHeader, l.region)
 	}
 	b := &batch{items: items, callers: len(items), cancel: cancel}
 	for _, it := range items {

@@ -12,7 +12,6 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/keyhold/keyhold/client"
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 )
 
@@ -34,7 +33,7 @@ type wire struct {
 	// them, those of a batch in brackets.
 	sent      []string
 	deadlines []time.Time
-	regions   [][]string
+	metadata  []metadata.MD
 	cancelled int
 	answers   []*keyholdv1.BatchResponse
 }
@@ -52,7 +51,7 @@ func (w *wire) arrive(ctx context.Context, what string) error {
 	deadline, _ := ctx.Deadline()
 	w.deadlines = append(w.deadlines, deadline)
 	md, _ := metadata.FromOutgoingContext(ctx)
-	w.regions = append(w.regions, md.Get(client.RegionHeader))
+	w.metadata = append(w.metadata, md)
 	w.mu.Unlock()
 	select {
 	case <-w.gate:
