@@ -37,7 +37,8 @@ const (
 // but not before the last message that is being made with it is done.
 type CacheConfig struct {
 	// MaxAge is how old a data key may become. Its age counts from when it was
-	// asked for. Zero means no cache.
+	// asked for, by the wall clock or by the time that the machine was awake,
+	// whichever says more. Zero means no cache.
 	MaxAge time.Duration
 
 	// MaxMessages is how many messages one data key encrypts. Optional: 2^32,
@@ -49,7 +50,8 @@ type CacheConfig struct {
 	MaxBytes int64
 
 	// Capacity is how many data keys are kept, those for encryption and those
-	// for decryption together. The least recently used goes first. Optional:
+	// for decryption together. The least recently used goes first, when another
+	// one has come; one that is still asked for takes no place. Optional:
 	// DefaultCacheCapacity. At most 2^20.
 	Capacity int
 
@@ -102,10 +104,17 @@ type dataKeys struct {
 	cfg CacheConfig
 
 	mu sync.Mutex
-	// slots and lru have the same entries: those that are cached.
+	// slots and asked have the same entries: those that others can get, be they
+	// there or on their way. asked is in the order in which the service was asked,
+	// so that the oldest is found, and each one added and removed, at a cost that
+	// does not grow with their number.
 	slots map[slot]*entry
-	lru   list.List // of *entry, the most recently used first
-	// sweeper wakes up when the next entry is too old. nil without entries.
+	asked list.List // of *entry, the oldest first
+	// lru has those of them that are there, and never more than Capacity: a call
+	// that fails evicts nothing.
+	lru list.List // of *entry, the most recently used first
+	// sweeper wakes up when the oldest entry may be too old. nil when there was
+	// none; while it sweeps it is what it was, so that nobody starts another.
 	sweeper *time.Timer
 	// pending are the entries whose call is under way, cached or not.
 	pending map[*entry]struct{}
@@ -123,8 +132,10 @@ type entry struct {
 
 	keys *dataKeys
 	slot slot
-	// place is where it is in the LRU list; nil if it is not cached.
-	place *list.Element
+	// place is where it is in keys.asked; nil if others cannot get it any more.
+	// recent is where it is in keys.lru; nil without place, or if it is not there
+	// yet.
+	place, recent *list.Element
 	// asked is when the service was asked for it.
 	asked time.Time
 	// messages and bytes count what was given out, whether it was used or not.
@@ -167,19 +178,44 @@ const opening = -1
 
 // alone fetches a data key for one message.
 func (c *dataKeys) alone(ctx context.Context, f fetch) (*entry, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	e := &entry{keys: c, users: 1, ready: make(chan struct{}), cancel: cancel}
 	c.mu.Lock()
-	closed := c.closed
-	c.mu.Unlock()
-	if closed {
+	if c.closed {
+		c.mu.Unlock()
+		cancel()
 		return nil, errClosed
 	}
-	k, err := f(ctx)
-	if err != nil {
-		return nil, err
+	c.pending[e] = struct{}{}
+	c.fetches.Add(1)
+	c.mu.Unlock()
+	c.fetch(ctx, e, f)
+	if e.err != nil {
+		return nil, e.err
 	}
-	e := &entry{keys: c, dataKey: k, users: 1, ready: make(chan struct{}), cancel: func() {}}
-	close(e.ready)
 	return e, nil
+}
+
+// fetch makes e's call and says what came of it.
+func (c *dataKeys) fetch(ctx context.Context, e *entry, f fetch) {
+	defer c.fetches.Done()
+	k, err := f(ctx)
+	e.cancel()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.pending, e)
+	e.dataKey, e.err = k, err
+	close(e.ready)
+	switch {
+	case err != nil:
+		c.drop(e)
+	case e.place != nil:
+		e.recent = c.lru.PushFront(e)
+		if c.lru.Len() > c.cfg.Capacity {
+			c.drop(c.lru.Back().Value.(*entry)) //nolint:forcetypeassert // the only type in it
+		}
+	}
+	e.wipeUnused()
 }
 
 // shared returns the slot's data key. Where there is none, or no longer, one
@@ -220,7 +256,9 @@ func (c *dataKeys) reserve(ctx context.Context, s slot, n int64, f fetch) (*entr
 	if e == nil {
 		e = c.begin(ctx, s, now, f)
 	}
-	c.lru.MoveToFront(e.place)
+	if e.recent != nil {
+		c.lru.MoveToFront(e.recent)
+	}
 	e.users++
 	if n != opening {
 		e.messages++
@@ -232,7 +270,14 @@ func (c *dataKeys) reserve(ctx context.Context, s slot, n int64, f fetch) (*entr
 	return e, nil
 }
 
-func (c *dataKeys) tooOld(e *entry, now time.Time) bool { return now.Sub(e.asked) >= c.cfg.MaxAge }
+func (c *dataKeys) tooOld(e *entry, now time.Time) bool { return age(e.asked, now) >= c.cfg.MaxAge }
+
+// age is the time from asked to now. The monotonic clock alone would not do: it
+// stands still while the machine sleeps. Nor would the wall clock, which can be
+// set back.
+func age(asked, now time.Time) time.Duration {
+	return max(now.Sub(asked), now.Round(0).Sub(asked.Round(0)))
+}
 
 // begin puts a new entry into the slot and starts its call. c.mu is held.
 func (c *dataKeys) begin(ctx context.Context, s slot, now time.Time, f fetch) *entry {
@@ -240,26 +285,12 @@ func (c *dataKeys) begin(ctx context.Context, s slot, now time.Time, f fetch) *e
 	// came first, but when nobody is left.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	e := &entry{keys: c, slot: s, asked: now, ready: make(chan struct{}), cancel: cancel}
-	e.place = c.lru.PushFront(e)
+	e.place = c.asked.PushBack(e)
 	c.slots[s] = e
-	if c.lru.Len() > c.cfg.Capacity {
-		c.drop(c.lru.Back().Value.(*entry)) //nolint:forcetypeassert // the only type in it
-	}
-	c.wakeAt(e.asked, now)
 	c.pending[e] = struct{}{}
-	c.fetches.Go(func() {
-		k, err := f(ctx)
-		cancel()
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		delete(c.pending, e)
-		e.dataKey, e.err = k, err
-		close(e.ready)
-		if err != nil {
-			c.drop(e)
-		}
-		e.wipeUnused()
-	})
+	c.fetches.Add(1)
+	go c.fetch(ctx, e, f)
+	c.wakeFor(e, now)
 	return e
 }
 
@@ -268,9 +299,12 @@ func (c *dataKeys) drop(e *entry) {
 	if e.place == nil {
 		return
 	}
-	c.lru.Remove(e.place)
+	c.asked.Remove(e.place)
+	if e.recent != nil {
+		c.lru.Remove(e.recent)
+	}
 	delete(c.slots, e.slot)
-	e.place = nil
+	e.place, e.recent = nil, nil
 	e.wipeUnused()
 }
 
@@ -302,39 +336,53 @@ func (e *entry) isReady() bool {
 	}
 }
 
-// wakeAt makes sure that the sweeper comes when an entry asked for then is too
-// old. Entries are added in the order of their age, so the first one's time is
-// the next. c.mu is held.
-func (c *dataKeys) wakeAt(asked, now time.Time) {
+const (
+	// sweepEvery bounds how long the sweeper sleeps: its timer does not run while
+	// the machine sleeps.
+	sweepEvery = time.Minute
+	// maxSweep is how many entries it drops before it lets others have the lock,
+	// some 50 us.
+	maxSweep = 100
+)
+
+// wakeFor makes sure that the sweeper comes when the oldest entry is too old.
+// c.mu is held.
+func (c *dataKeys) wakeFor(oldest *entry, now time.Time) {
 	if c.sweeper == nil {
-		c.sweeper = time.AfterFunc(c.cfg.MaxAge-now.Sub(asked), c.sweep)
+		c.sweeper = time.AfterFunc(min(c.cfg.MaxAge-age(oldest.asked, now), sweepEvery), c.sweep)
 	}
 }
 
 // sweep drops what is too old, so that secrets go in time where nobody asks for
 // them.
 func (c *dataKeys) sweep() {
+	for !c.sweepSome() {
+	}
+}
+
+// sweepSome drops up to maxSweep entries, and tells whether that was all.
+func (c *dataKeys) sweepSome() (done bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.sweeper = nil
 	if c.closed {
-		return
+		return true
 	}
 	now := c.cfg.Now()
-	var oldest *entry
-	for place := c.lru.Front(); place != nil; {
-		e := place.Value.(*entry) //nolint:forcetypeassert // the only type in it
-		place = place.Next()
-		switch {
-		case c.tooOld(e, now):
-			c.drop(e)
-		case oldest == nil || e.asked.Before(oldest.asked):
-			oldest = e
+	for range maxSweep {
+		front := c.asked.Front()
+		if front == nil {
+			c.sweeper = nil
+			return true
 		}
+		oldest := front.Value.(*entry) //nolint:forcetypeassert // the only type in it
+		if !c.tooOld(oldest, now) {
+			c.sweeper = nil
+			c.wakeFor(oldest, now)
+			return true
+		}
+		c.drop(oldest)
 	}
-	if oldest != nil {
-		c.wakeAt(oldest.asked, now)
-	}
+	return false
 }
 
 // close drops everything and waits until no call is under way.
@@ -344,7 +392,7 @@ func (c *dataKeys) close() {
 	if c.sweeper != nil {
 		c.sweeper.Stop()
 	}
-	for place := c.lru.Front(); place != nil; place = c.lru.Front() {
+	for place := c.asked.Front(); place != nil; place = c.asked.Front() {
 		c.drop(place.Value.(*entry)) //nolint:forcetypeassert // the only type in it
 	}
 	for e := range c.pending {

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -125,6 +126,100 @@ func TestCacheSweep(t *testing.T) {
 	})
 }
 
+// TestCacheSweepMany: those that become too old at once go at once, whatever
+// is asked for meanwhile, and one that was used last is not forgotten.
+func TestCacheSweepMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeKeys{}
+		e, err := client.NewEnvelope(f, client.EnvelopeConfig{KeyID: "k", Cache: client.CacheConfig{MaxAge: time.Hour}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer e.Close()
+		for i := range 250 {
+			seal(t, e, "x", map[string]string{"n": strconv.Itoa(i)})
+		}
+		time.Sleep(time.Minute)
+		seal(t, e, "x", nil)
+		seal(t, e, "x", map[string]string{"n": "0"}) // used again, and no younger for that
+		for _, step := range []struct {
+			wait time.Duration
+			live int
+		}{{59*time.Minute - 1, 251}, {1, 1}, {time.Minute - 1, 1}, {1, 0}} {
+			time.Sleep(step.wait)
+			synctest.Wait()
+			if n := f.live(); n != step.live {
+				t.Errorf("%d data keys are not wiped, want %d", n, step.live)
+			}
+		}
+	})
+}
+
+// asleep is what the clock says after the machine was awake for one time and
+// asleep for another: the monotonic clock does not run then.
+func asleep(t time.Time, awake, asleep time.Duration) time.Time {
+	t = t.Add(awake + asleep)
+	(*struct { // as package time has it
+		wall uint64
+		ext  int64
+		loc  *time.Location
+	})(unsafe.Pointer(&t)).ext -= int64(asleep) //nolint:gosec // no exported way leads there
+	return t
+}
+
+// TestCacheSuspend: a data key ages while the machine sleeps, and does not
+// become younger when the clock is set back.
+func TestCacheSuspend(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		awake, asleep time.Duration
+		want          int
+	}{
+		{"asleep, not long enough", time.Minute, 59*time.Minute - 1, 1},
+		{"asleep", time.Minute, 59 * time.Minute, 2},
+		{"set back, not long enough", time.Hour - 1, -time.Hour, 1},
+		{"set back", time.Hour, -time.Hour, 2},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f, begun := &fakeKeys{}, time.Now()
+			now := begun
+			e := cached(t, f, client.CacheConfig{MaxAge: time.Hour, Now: func() time.Time { return now }})
+			seal(t, e, "x", nil)
+			now = asleep(begun, tt.awake, tt.asleep)
+			if got := now.Sub(begun); got != tt.awake {
+				t.Fatalf("the monotonic clock went on by %v, want %v: package time has changed", got, tt.awake)
+			}
+			seal(t, e, "x", nil)
+			if f.generates != tt.want {
+				t.Errorf("%d data keys, want %d", f.generates, tt.want)
+			}
+		})
+	}
+}
+
+// TestCacheSweepSuspend: what became too old while the machine slept does not
+// stay for as long again.
+func TestCacheSweepSuspend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var slept atomic.Int64
+		f := &fakeKeys{}
+		e, err := client.NewEnvelope(f, client.EnvelopeConfig{KeyID: "k", Cache: client.CacheConfig{
+			MaxAge: 24 * time.Hour, Now: func() time.Time { return time.Now().Add(time.Duration(slept.Load())) },
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer e.Close()
+		seal(t, e, "x", nil)
+		slept.Store(int64(24 * time.Hour))
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if n := f.live(); n != 0 {
+			t.Errorf("%d data keys are not wiped a minute after the machine woke up", n)
+		}
+	})
+}
+
 // TestCacheKeys: which messages share a data key.
 func TestCacheKeys(t *testing.T) {
 	f := &fakeKeys{}
@@ -226,6 +321,48 @@ func TestCacheFailure(t *testing.T) {
 	if f.generates != 3 || f.decrypts != 2 {
 		t.Errorf("%d and %d calls, want 3 and 2", f.generates, f.decrypts)
 	}
+}
+
+// TestCacheFailureEvictsNothing: calls that fail, or are under way, take no
+// place in the cache.
+func TestCacheFailureEvictsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeKeys{}
+		e, err := client.NewEnvelope(f, client.EnvelopeConfig{KeyID: "k", Cache: client.CacheConfig{MaxAge: time.Hour, Capacity: 2}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer e.Close()
+		good := []map[string]string{{"n": "a"}, {"n": "b"}}
+		for _, ec := range good {
+			seal(t, e, "x", ec)
+		}
+		g := newGate()
+		f.before = func(ctx context.Context) error {
+			_ = g.wait(ctx)
+			return failure(codes.Unavailable, "")
+		}
+		var wg sync.WaitGroup
+		for i := range 5 {
+			wg.Go(func() {
+				if _, err := e.Encrypt(t.Context(), nil, map[string]string{"n": strconv.Itoa(i)}); status.Code(errors.Unwrap(err)) != codes.Unavailable {
+					t.Errorf("%v, want UNAVAILABLE", err)
+				}
+			})
+		}
+		synctest.Wait()
+		for _, ec := range good {
+			seal(t, e, "x", ec)
+		}
+		close(g.open)
+		wg.Wait()
+		for _, ec := range good {
+			seal(t, e, "x", ec)
+		}
+		if f.generates != 7 || f.live() != 2 {
+			t.Errorf("%d calls, %d data keys, want the two that were there and five that failed", f.generates, f.live())
+		}
+	})
 }
 
 // gate lets calls wait until it is opened, or until their context ends.
@@ -392,6 +529,60 @@ func TestCacheClose(t *testing.T) {
 		}
 		e.Close()
 	})
+}
+
+// TestCloseWithoutCache: calls end there too, and Close waits for them.
+func TestCloseWithoutCache(t *testing.T) {
+	for name, cache := range map[string]client.CacheConfig{"no cache": {}, "longer than the cache takes": {MaxAge: time.Hour, MaxBytes: 1}} {
+		synctest.Test(t, func(t *testing.T) {
+			f := &fakeKeys{}
+			e, err := client.NewEnvelope(f, client.EnvelopeConfig{KeyID: "k", Cache: cache})
+			if err != nil {
+				t.Fatal(err)
+			}
+			g := newGate()
+			f.before = g.wait
+			done := make(chan error, 1)
+			go func() {
+				_, err := e.Encrypt(t.Context(), []byte("xx"), nil)
+				done <- err
+			}()
+			synctest.Wait()
+			e.Close()
+			if n := g.ended.Load(); n != 1 {
+				t.Errorf("%s: %d calls had ended when Close returned, want 1", name, n)
+			}
+			close(g.open)
+			if err := <-done; status.Code(errors.Unwrap(err)) != codes.Canceled {
+				t.Errorf("%s: %v, want CANCELED", name, err)
+			}
+			if _, err := e.Encrypt(t.Context(), []byte("xx"), nil); err == nil || f.generates != 1 {
+				t.Errorf("%s: a closed Envelope encrypts: %v", name, err)
+			}
+		})
+	}
+}
+
+// BenchmarkCacheSweep measures what one data key costs from its call until it is
+// wiped for its age, with so many others.
+func BenchmarkCacheSweep(b *testing.B) {
+	for _, n := range []int{1000, 10_000} {
+		b.Run("keys="+strconv.Itoa(n), func(b *testing.B) {
+			var now atomic.Int64
+			e, err := client.NewEnvelope(&fakeKeys{}, client.EnvelopeConfig{KeyID: "k", Cache: client.CacheConfig{
+				MaxAge: time.Duration(n) * 10 * time.Microsecond, Capacity: 1 << 20, Now: func() time.Time { return time.Unix(0, now.Add(1)*10_000) },
+			}})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer e.Close()
+			for i := 0; b.Loop(); i++ {
+				if _, err := e.Encrypt(b.Context(), nil, map[string]string{"n": strconv.Itoa(i)}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }
 
 // TestCacheWipesNothingInUse: data keys are replaced and wiped all the time,

@@ -84,8 +84,9 @@ func NewEnvelope(service DataKeyService, cfg EnvelopeConfig) (*Envelope, error) 
 }
 
 // Close wipes the data keys of the cache; those in use, as soon as they no
-// longer are. Calls that wait for a data key fail. The Envelope cannot be used
-// afterwards.
+// longer are. Calls that wait for a data key fail, with a cache or without, and
+// no call to the service is under way when it returns. The Envelope cannot be
+// used afterwards.
 func (e *Envelope) Close() { e.keys.close() }
 
 // Encrypt returns plaintext as a message, bound to the pairs of the
