@@ -192,11 +192,11 @@ func TestCoalescerReal(t *testing.T) {
 func TestCoalescerServes(t *testing.T) {
 	_, co, batches := dialCoalescer(t)
 	e := newEnvelope(t, co, client.EnvelopeConfig{})
-	s, err := client.NewSigner(t.Context(), co, "alias/p256", client.KeyOptions{})
+	s, err := client.NewSigner(t.Context(), co, "alias/p256", client.CallOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := client.NewDecrypter(t.Context(), co, "alias/unwrap", client.KeyOptions{})
+	d, err := client.NewDecrypter(t.Context(), co, "alias/unwrap", client.CallOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,7 +28,7 @@ type Decrypter struct {
 	service DecryptingService
 	arn     string
 	public  *rsa.PublicKey
-	opts    KeyOptions
+	opts    CallOptions
 }
 
 var _ crypto.Decrypter = (*Decrypter)(nil)
@@ -36,7 +36,7 @@ var _ crypto.Decrypter = (*Decrypter)(nil)
 // NewDecrypter fetches the public key of the KMS key, which must be of RSA with
 // the usage ENCRYPT_DECRYPT. It is the key that keyID names now: where an alias
 // is pointed at another key later, the Decrypter stays with its own.
-func NewDecrypter(ctx context.Context, service DecryptingService, keyID string, opts KeyOptions) (*Decrypter, error) {
+func NewDecrypter(ctx context.Context, service DecryptingService, keyID string, opts CallOptions) (*Decrypter, error) {
 	resp, public, err := fetchPublic(ctx, service, keyID, keyholdv1.KeyUsageType_KEY_USAGE_TYPE_ENCRYPT_DECRYPT)
 	if err != nil {
 		return nil, fmt.Errorf("decrypter for %s: %w", keyID, err)

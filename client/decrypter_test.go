@@ -12,7 +12,7 @@ import (
 )
 
 func TestDecrypter(t *testing.T) {
-	d, err := client.NewDecrypter(t.Context(), dialReal(t).Crypto, "alias/unwrap", client.KeyOptions{})
+	d, err := client.NewDecrypter(t.Context(), dialReal(t).Crypto, "alias/unwrap", client.CallOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +45,7 @@ func TestDecrypter(t *testing.T) {
 		}
 	}
 	for _, alias := range []string{"alias/rsa", "alias/app", "alias/nothing"} {
-		if _, err := client.NewDecrypter(t.Context(), dialReal(t).Crypto, alias, client.KeyOptions{}); err == nil {
+		if _, err := client.NewDecrypter(t.Context(), dialReal(t).Crypto, alias, client.CallOptions{}); err == nil {
 			t.Errorf("%s: it was taken", alias)
 		}
 	}

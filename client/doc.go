@@ -8,9 +8,10 @@
 //   - [ErrorFrom] makes the exception's name, the fields at fault and the request
 //     id readable from what a call returned.
 //   - [Envelope] encrypts large texts locally with data keys of the service,
-//     which [CacheConfig] lets it use again, up to limits.
+//     which [CacheConfig] lets it use again, up to limits. For files and streams
+//     of any size there is package client/filecrypt.
 //   - [Signer] and [Decrypter] are the interfaces of Go's crypto package, for TLS
-//     servers and x509. Package tinkaead, below this one, is Tink's.
+//     servers and x509. Tink's is in package client/tinkaead.
 //   - [Coalescer] sends concurrent calls together. It can stand for a Client's
 //     Crypto in all of the above.
 //

@@ -52,10 +52,10 @@ type EnvelopeConfig struct {
 	Cache CacheConfig
 }
 
-// Envelope encrypts messages of up to MaxMessageBytes locally, with AES-256-GCM
-// under data keys that the service generates and opens, in the format of
-// docs/envelope-format.md. A message carries its encrypted data key. It may be
-// used concurrently.
+// Envelope encrypts messages of up to MaxEnvelopePlaintextBytes locally, with
+// AES-256-GCM under data keys that the service generates and opens, in the
+// format of docs/envelope-format.md. A message carries its encrypted data key.
+// It may be used concurrently.
 //
 // The data key never leaves this process in the clear. Without a cache it is
 // wiped before Encrypt or Decrypt returns; what a cache keeps, and for how
@@ -92,8 +92,8 @@ func (e *Envelope) Close() { e.keys.close() }
 // Encrypt returns plaintext as a message, bound to the pairs of the
 // configuration and of ec. Neither argument is kept or changed.
 func (e *Envelope) Encrypt(ctx context.Context, plaintext []byte, ec map[string]string) ([]byte, error) {
-	if len(plaintext) > MaxMessageBytes {
-		return nil, fmt.Errorf("encrypt: the message has %d bytes; at most %d are possible", len(plaintext), MaxMessageBytes)
+	if len(plaintext) > MaxEnvelopePlaintextBytes {
+		return nil, fmt.Errorf("encrypt: the message has %d bytes; at most %d are possible", len(plaintext), MaxEnvelopePlaintextBytes)
 	}
 	bound, canonical, err := e.bind(ec)
 	if err != nil {

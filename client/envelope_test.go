@@ -269,16 +269,16 @@ func TestEnvelopeLimits(t *testing.T) {
 		}
 	}
 
-	longest := make([]byte, client.MaxMessageBytes+1)
+	longest := make([]byte, client.MaxEnvelopePlaintextBytes+1)
 	if _, err := e.Encrypt(t.Context(), longest, nil); err == nil {
-		t.Error("a message of MaxMessageBytes+1 was encrypted")
+		t.Error("a message of MaxEnvelopePlaintextBytes+1 was encrypted")
 	}
-	message, err := e.Encrypt(t.Context(), longest[:client.MaxMessageBytes], nil)
+	message, err := e.Encrypt(t.Context(), longest[:client.MaxEnvelopePlaintextBytes], nil)
 	if err != nil {
-		t.Fatalf("a message of MaxMessageBytes: %v", err)
+		t.Fatalf("a message of MaxEnvelopePlaintextBytes: %v", err)
 	}
-	if got, err := e.Decrypt(t.Context(), message, nil); err != nil || len(got) != client.MaxMessageBytes {
-		t.Errorf("a message of MaxMessageBytes: %d bytes, %v", len(got), err)
+	if got, err := e.Decrypt(t.Context(), message, nil); err != nil || len(got) != client.MaxEnvelopePlaintextBytes {
+		t.Errorf("a message of MaxEnvelopePlaintextBytes: %d bytes, %v", len(got), err)
 	}
 	calls := f.decrypts
 	if _, err := e.Decrypt(t.Context(), append(message, 0), nil); err != client.ErrDecrypt || f.decrypts != calls {

@@ -93,7 +93,7 @@ func ExampleNewSigner() {
 		log.Fatal(err)
 	}
 	defer c.Close()
-	signer, err := client.NewSigner(context.Background(), c.Crypto, "alias/p256", client.KeyOptions{})
+	signer, err := client.NewSigner(context.Background(), c.Crypto, "alias/p256", client.CallOptions{})
 	if err != nil {
 		log.Panic(err)
 	}
@@ -119,7 +119,7 @@ func ExampleSigner_Certificate() {
 		log.Fatal(err)
 	}
 	defer c.Close()
-	signer, err := client.NewSigner(context.Background(), c.Crypto, "alias/p256", client.KeyOptions{Timeout: 5 * time.Second})
+	signer, err := client.NewSigner(context.Background(), c.Crypto, "alias/p256", client.CallOptions{Timeout: 5 * time.Second})
 	if err != nil {
 		log.Panic(err)
 	}
@@ -159,7 +159,7 @@ func ExampleNewDecrypter() {
 		log.Fatal(err)
 	}
 	defer c.Close()
-	decrypter, err := client.NewDecrypter(context.Background(), c.Crypto, "alias/unwrap", client.KeyOptions{})
+	decrypter, err := client.NewDecrypter(context.Background(), c.Crypto, "alias/unwrap", client.CallOptions{})
 	if err != nil {
 		log.Panic(err)
 	}

@@ -33,9 +33,10 @@ type SigningService interface {
 	Sign(ctx context.Context, req *keyholdv1.SignRequest, opts ...grpc.CallOption) (*keyholdv1.SignResponse, error)
 }
 
-// KeyOptions are what crypto.Signer and crypto.Decrypter have no argument for.
-// The zero value will do.
-type KeyOptions struct {
+// CallOptions are what calls are made with where an interface of others, such as
+// crypto.Signer, crypto.Decrypter or tink.AEAD, has no argument for it. The zero
+// value will do.
+type CallOptions struct {
 	// BaseContext returns the context of the calls, which Go's interfaces do not
 	// pass on: when it ends, calls fail. Optional: context.Background.
 	BaseContext func() context.Context
@@ -46,7 +47,7 @@ type KeyOptions struct {
 }
 
 // Context returns the context of one call, which ends with cancel.
-func (o KeyOptions) Context() (context.Context, context.CancelFunc) {
+func (o CallOptions) Context() (context.Context, context.CancelFunc) {
 	ctx := context.Background()
 	if o.BaseContext != nil {
 		ctx = o.BaseContext()
@@ -68,7 +69,7 @@ type Signer struct {
 	arn     string
 	public  crypto.PublicKey
 	offered []keyholdv1.SigningAlgorithmSpec
-	opts    KeyOptions
+	opts    CallOptions
 }
 
 var _ crypto.Signer = (*Signer)(nil)
@@ -79,7 +80,7 @@ var _ crypto.Signer = (*Signer)(nil)
 //
 // RSA keys and those on P-256, P-384, P-521 and Ed25519 will do. Those on
 // secp256k1 will not: Go's library knows no such keys. Call Sign for them.
-func NewSigner(ctx context.Context, service SigningService, keyID string, opts KeyOptions) (*Signer, error) {
+func NewSigner(ctx context.Context, service SigningService, keyID string, opts CallOptions) (*Signer, error) {
 	resp, public, err := fetchPublic(ctx, service, keyID, keyholdv1.KeyUsageType_KEY_USAGE_TYPE_SIGN_VERIFY)
 	if err != nil {
 		return nil, fmt.Errorf("signer for %s: %w", keyID, err)

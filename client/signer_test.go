@@ -31,7 +31,7 @@ import (
 
 func newSigner(t *testing.T, alias string) *client.Signer {
 	t.Helper()
-	s, err := client.NewSigner(t.Context(), dialReal(t).Crypto, alias, client.KeyOptions{Timeout: time.Minute})
+	s, err := client.NewSigner(t.Context(), dialReal(t).Crypto, alias, client.CallOptions{Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +150,7 @@ func TestNewSignerRefuses(t *testing.T) {
 	for alias, want := range map[string]string{
 		"alias/k256": "secp256k1", "alias/unwrap": "usage", "alias/app": "GetPublicKey", "alias/nothing": "NotFoundException",
 	} {
-		if _, err := client.NewSigner(t.Context(), c.Crypto, alias, client.KeyOptions{}); !strings.Contains(fmt.Sprint(err), want) && !isException(err, want) {
+		if _, err := client.NewSigner(t.Context(), c.Crypto, alias, client.CallOptions{}); !strings.Contains(fmt.Sprint(err), want) && !isException(err, want) {
 			t.Errorf("%s: %v, want something with %q", alias, err, want)
 		}
 	}
@@ -197,18 +197,18 @@ func (blocking) Sign(ctx context.Context, _ *keyholdv1.SignRequest, _ ...grpc.Ca
 	return nil, status.FromContextError(ctx.Err()).Err()
 }
 
-func TestKeyOptions(t *testing.T) {
+func TestCallOptions(t *testing.T) {
 	svc := blocking{dialReal(t).Crypto}
 	ended, end := context.WithCancel(t.Context())
 	end()
 	digest := make([]byte, 32)
 	for _, tt := range []struct {
 		name string
-		opts client.KeyOptions
+		opts client.CallOptions
 		want codes.Code
 	}{
-		{"timeout", client.KeyOptions{Timeout: time.Millisecond}, codes.DeadlineExceeded},
-		{"base context", client.KeyOptions{BaseContext: func() context.Context { return ended }}, codes.Canceled},
+		{"timeout", client.CallOptions{Timeout: time.Millisecond}, codes.DeadlineExceeded},
+		{"base context", client.CallOptions{BaseContext: func() context.Context { return ended }}, codes.Canceled},
 	} {
 		s, err := client.NewSigner(t.Context(), svc, "alias/p256", tt.opts)
 		if err != nil {

@@ -20,7 +20,7 @@ func Example() {
 		log.Fatal(err)
 	}
 	defer c.Close()
-	kek, err := tinkaead.New(c.Crypto, "alias/app", client.KeyOptions{})
+	kek, err := tinkaead.New(c.Crypto, "alias/app", client.CallOptions{})
 	if err != nil {
 		log.Panic(err)
 	}
@@ -50,7 +50,7 @@ func ExampleNew() {
 		log.Fatal(err)
 	}
 	defer c.Close()
-	kek, err := tinkaead.New(c.Crypto, "alias/app", client.KeyOptions{})
+	kek, err := tinkaead.New(c.Crypto, "alias/app", client.CallOptions{})
 	if err != nil {
 		log.Panic(err)
 	}

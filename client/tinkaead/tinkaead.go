@@ -52,7 +52,7 @@ type Service interface {
 type AEAD struct {
 	service Service
 	keyID   string
-	opts    client.KeyOptions
+	opts    client.CallOptions
 }
 
 var (
@@ -64,7 +64,7 @@ var (
 // ARN or an alias. It calls nothing yet. What it encrypted can be decrypted
 // under the same key only: an ARN is best where an alias might be pointed at
 // another one.
-func New(service Service, keyID string, opts client.KeyOptions) (*AEAD, error) {
+func New(service Service, keyID string, opts client.CallOptions) (*AEAD, error) {
 	if keyID == "" {
 		return nil, errors.New("tinkaead: the key id is empty")
 	}

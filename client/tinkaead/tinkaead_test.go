@@ -54,7 +54,7 @@ var (
 
 func newAEAD(t *testing.T, c *client.Client, keyID string) *tinkaead.AEAD {
 	t.Helper()
-	a, err := tinkaead.New(c.Crypto, keyID, client.KeyOptions{})
+	a, err := tinkaead.New(c.Crypto, keyID, client.CallOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +86,7 @@ func TestAEAD(t *testing.T) {
 			t.Errorf("%s: it was encrypted", name)
 		}
 	}
-	if _, err := tinkaead.New(c.Crypto, "", client.KeyOptions{}); err == nil {
+	if _, err := tinkaead.New(c.Crypto, "", client.CallOptions{}); err == nil {
 		t.Error("an AEAD without a key")
 	}
 }
@@ -128,7 +128,7 @@ func TestAEADRefuses(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	ended, err := tinkaead.New(c.Crypto, "alias/app", client.KeyOptions{BaseContext: func() context.Context { return ctx }})
+	ended, err := tinkaead.New(c.Crypto, "alias/app", client.CallOptions{BaseContext: func() context.Context { return ctx }})
 	if err != nil {
 		t.Fatal(err)
 	}

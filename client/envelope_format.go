@@ -12,9 +12,9 @@ import (
 	"unicode/utf8"
 )
 
-// MaxMessageBytes is the longest plaintext of an Envelope: 64 MiB. All of it is
-// in memory, since no byte is given out before the tag was checked.
-const MaxMessageBytes = 64 << 20
+// MaxEnvelopePlaintextBytes is the longest plaintext of an Envelope: 64 MiB. All
+// of it is in memory, since no byte is given out before the tag was checked.
+const MaxEnvelopePlaintextBytes = 64 << 20
 
 // The format of docs/envelope-format.md.
 const (
@@ -62,7 +62,7 @@ func parseMessage(b []byte) (message, bool) {
 	}
 	n := int(binary.BigEndian.Uint16(b[1:]))
 	headerBytes := fixed + n + messageIDBytes
-	if n == 0 || n > maxEDKBytes || len(b) < headerBytes+ivBytes+tagBytes || len(b) > headerBytes+ivBytes+MaxMessageBytes+tagBytes {
+	if n == 0 || n > maxEDKBytes || len(b) < headerBytes+ivBytes+tagBytes || len(b) > headerBytes+ivBytes+MaxEnvelopePlaintextBytes+tagBytes {
 		return message{}, false
 	}
 	return message{header: b[:headerBytes:headerBytes], edk: b[fixed : fixed+n : fixed+n], id: b[fixed+n : headerBytes], sealed: b[headerBytes:]}, true
