@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
@@ -32,6 +34,8 @@ const (
 	maxItemBytes = 64 << 10
 	// stalledAfter is when a request under way no longer keeps others waiting.
 	stalledAfter = time.Second
+	// maxIdleLanes is how many regions are remembered that nothing goes on in.
+	maxIdleLanes = 16
 )
 
 // CoalescerConfig says how much a Coalescer does at once.
@@ -49,10 +53,11 @@ type CoalescerConfig struct {
 
 // Coalescer sends concurrent calls together. While fewer than MaxInFlight
 // requests are under way a call is sent at once, as it is. While they are, calls
-// wait, and when one ends, all that wait, up to 100, are sent as one Batch: at
-// any load there is no timer to wait for, and the more calls, the larger the
-// batches. What a batch saves are round trips and, in the service, writes of
-// the audit log to disk.
+// wait, and when one ends, some of those that wait are sent as one Batch: as
+// many as make batches of one size of all calls, those that wait and those under
+// way, divided by MaxInFlight; at most 100, and a mebibyte. At any load there is
+// no timer to wait for, and the more calls, the larger the batches. What a batch
+// saves are round trips and, in the service, writes of the audit log to disk.
 //
 // It has the methods of a Client's Crypto, so that it can stand for it in an
 // Envelope, a Signer and so on. Encrypt, Decrypt, ReEncrypt, GenerateDataKey,
@@ -63,12 +68,17 @@ type CoalescerConfig struct {
 // Each call keeps its own answer or error, which is the one that it would have
 // got alone, its own context and deadline, and its own retries:
 //
+//   - A batch is answered as a whole: a call in it waits for its slowest
+//     companion, but never longer than its own context and deadline let it.
 //   - A call whose context ends returns at once. If it was still waiting, it is
 //     not sent. If it is in a batch, it may be carried out nevertheless; the
 //     batch is cancelled when all its callers have left.
 //   - A batch has the latest deadline of its calls, and the region that they
 //     name in their contexts: calls of different regions are not mixed. Values
 //     of contexts do not travel with a batch.
+//   - A call is sent as often as Retry says, alone and in batches together. While
+//     it waits for its next attempt, others do not wait for it. Hooks see a Batch
+//     as a call with one attempt.
 //   - Requests are read before the call returns and not after.
 //
 // A request that has been under way for a second no longer keeps others
@@ -80,14 +90,20 @@ type Coalescer struct {
 	timeout time.Duration
 	cfg     CoalescerConfig
 
+	// calls are those that have begun and not returned, and the batches.
+	calls underWay
+	// busy says that the last call had to wait. The next one will have to as well,
+	// most likely, and is encoded before it takes the lock.
+	busy atomic.Bool
+	// timers are of those who wait without a deadline in their context.
+	timers sync.Pool // of *time.Timer, stopped
+
 	mu sync.Mutex
-	// lanes has the regions that something is under way or waits in.
+	// lanes has the regions that something is under way or waits in, and some
+	// more.
 	lanes map[string]*lane
 	// waiting counts the items in all lanes' queues.
 	waiting int
-	closed  bool
-	// calls are those that have begun and not returned, and the batches.
-	calls sync.WaitGroup
 }
 
 var _ keyholdv1.CryptographyServiceClient = (*Coalescer)(nil)
@@ -111,146 +127,183 @@ func newCoalescer(service keyholdv1.CryptographyServiceClient, retry Retry, time
 	if cfg.MaxWaiting == 0 {
 		cfg.MaxWaiting = DefaultMaxWaiting
 	}
-	return &Coalescer{CryptographyServiceClient: service, retry: retry, timeout: timeout, cfg: cfg, lanes: map[string]*lane{}}, nil
+	c := &Coalescer{CryptographyServiceClient: service, retry: retry, timeout: timeout, cfg: cfg, lanes: map[string]*lane{}}
+	c.calls.ended = make(chan struct{})
+	return c, nil
 }
 
 // Close waits until all calls have returned. Calls that begin after it fail
 // with CANCELED.
 func (c *Coalescer) Close() {
+	c.calls.close()
 	c.mu.Lock()
-	c.closed = true
-	c.mu.Unlock()
-	c.calls.Wait()
+	defer c.mu.Unlock()
+	for _, l := range c.lanes {
+		c.forget(l)
+	}
 }
 
 // Encrypt is the operation Encrypt.
 func (c *Coalescer) Encrypt(ctx context.Context, in *keyholdv1.EncryptRequest, opts ...grpc.CallOption) (*keyholdv1.EncryptResponse, error) {
-	item := &keyholdv1.BatchItem{Request: &keyholdv1.BatchItem_Encrypt{Encrypt: in}}
-	return coalesce(ctx, c, in, item, opts, c.CryptographyServiceClient.Encrypt, (*keyholdv1.BatchResult).GetEncrypt)
+	return coalesce(ctx, c, in, itemEncrypt, opts, c.CryptographyServiceClient.Encrypt, (*keyholdv1.BatchResult).GetEncrypt)
 }
 
 // Decrypt is the operation Decrypt.
 func (c *Coalescer) Decrypt(ctx context.Context, in *keyholdv1.DecryptRequest, opts ...grpc.CallOption) (*keyholdv1.DecryptResponse, error) {
-	item := &keyholdv1.BatchItem{Request: &keyholdv1.BatchItem_Decrypt{Decrypt: in}}
-	return coalesce(ctx, c, in, item, opts, c.CryptographyServiceClient.Decrypt, (*keyholdv1.BatchResult).GetDecrypt)
+	return coalesce(ctx, c, in, itemDecrypt, opts, c.CryptographyServiceClient.Decrypt, (*keyholdv1.BatchResult).GetDecrypt)
 }
 
 // ReEncrypt is the operation ReEncrypt.
 func (c *Coalescer) ReEncrypt(ctx context.Context, in *keyholdv1.ReEncryptRequest, opts ...grpc.CallOption) (*keyholdv1.ReEncryptResponse, error) {
-	item := &keyholdv1.BatchItem{Request: &keyholdv1.BatchItem_ReEncrypt{ReEncrypt: in}}
-	return coalesce(ctx, c, in, item, opts, c.CryptographyServiceClient.ReEncrypt, (*keyholdv1.BatchResult).GetReEncrypt)
+	return coalesce(ctx, c, in, itemReEncrypt, opts, c.CryptographyServiceClient.ReEncrypt, (*keyholdv1.BatchResult).GetReEncrypt)
 }
 
 // GenerateDataKey is the operation GenerateDataKey.
 func (c *Coalescer) GenerateDataKey(ctx context.Context, in *keyholdv1.GenerateDataKeyRequest, opts ...grpc.CallOption) (*keyholdv1.GenerateDataKeyResponse, error) {
-	item := &keyholdv1.BatchItem{Request: &keyholdv1.BatchItem_GenerateDataKey{GenerateDataKey: in}}
-	return coalesce(ctx, c, in, item, opts, c.CryptographyServiceClient.GenerateDataKey, (*keyholdv1.BatchResult).GetGenerateDataKey)
+	return coalesce(ctx, c, in, itemGenerateDataKey, opts, c.CryptographyServiceClient.GenerateDataKey, (*keyholdv1.BatchResult).GetGenerateDataKey)
 }
 
 // Sign is the operation Sign.
 func (c *Coalescer) Sign(ctx context.Context, in *keyholdv1.SignRequest, opts ...grpc.CallOption) (*keyholdv1.SignResponse, error) {
-	item := &keyholdv1.BatchItem{Request: &keyholdv1.BatchItem_Sign{Sign: in}}
-	return coalesce(ctx, c, in, item, opts, c.CryptographyServiceClient.Sign, (*keyholdv1.BatchResult).GetSign)
+	return coalesce(ctx, c, in, itemSign, opts, c.CryptographyServiceClient.Sign, (*keyholdv1.BatchResult).GetSign)
 }
 
 // Verify is the operation Verify.
 func (c *Coalescer) Verify(ctx context.Context, in *keyholdv1.VerifyRequest, opts ...grpc.CallOption) (*keyholdv1.VerifyResponse, error) {
-	item := &keyholdv1.BatchItem{Request: &keyholdv1.BatchItem_Verify{Verify: in}}
-	return coalesce(ctx, c, in, item, opts, c.CryptographyServiceClient.Verify, (*keyholdv1.BatchResult).GetVerify)
+	return coalesce(ctx, c, in, itemVerify, opts, c.CryptographyServiceClient.Verify, (*keyholdv1.BatchResult).GetVerify)
 }
 
 // GenerateMac is the operation GenerateMac.
 func (c *Coalescer) GenerateMac(ctx context.Context, in *keyholdv1.GenerateMacRequest, opts ...grpc.CallOption) (*keyholdv1.GenerateMacResponse, error) {
-	item := &keyholdv1.BatchItem{Request: &keyholdv1.BatchItem_GenerateMac{GenerateMac: in}}
-	return coalesce(ctx, c, in, item, opts, c.CryptographyServiceClient.GenerateMac, (*keyholdv1.BatchResult).GetGenerateMac)
+	return coalesce(ctx, c, in, itemGenerateMac, opts, c.CryptographyServiceClient.GenerateMac, (*keyholdv1.BatchResult).GetGenerateMac)
 }
 
 // VerifyMac is the operation VerifyMac.
 func (c *Coalescer) VerifyMac(ctx context.Context, in *keyholdv1.VerifyMacRequest, opts ...grpc.CallOption) (*keyholdv1.VerifyMacResponse, error) {
-	item := &keyholdv1.BatchItem{Request: &keyholdv1.BatchItem_VerifyMac{VerifyMac: in}}
-	return coalesce(ctx, c, in, item, opts, c.CryptographyServiceClient.VerifyMac, (*keyholdv1.BatchResult).GetVerifyMac)
+	return coalesce(ctx, c, in, itemVerifyMac, opts, c.CryptographyServiceClient.VerifyMac, (*keyholdv1.BatchResult).GetVerifyMac)
 }
 
-// coalesce makes one call: alone while that is allowed, else in a batch.
+// coalesce makes one call: alone while that is allowed, else in a batch, and
+// again if that may help.
 func coalesce[Req, Resp proto.Message](
-	ctx context.Context, c *Coalescer, in Req, asItem *keyholdv1.BatchItem, opts []grpc.CallOption,
+	ctx context.Context, c *Coalescer, in Req, kind protowire.Number, opts []grpc.CallOption,
 	single func(context.Context, Req, ...grpc.CallOption) (Resp, error), answer func(*keyholdv1.BatchResult) Resp,
 ) (Resp, error) {
 	var none Resp
-	if err := c.enter(); err != nil {
-		return none, err
+	if !c.calls.begin() {
+		return none, status.Error(codes.Canceled, "the coalescer is closed")
 	}
-	defer c.calls.Done()
+	defer c.calls.end()
 	region, plain := regionOf(ctx)
 	if !plain || len(opts) > 0 || proto.Size(in) > maxItemBytes {
 		return single(ctx, in, opts...)
 	}
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, c.timeout)
-		defer cancel()
+	deadline, own := ctx.Deadline()
+	if !own {
+		deadline = c.retry.Now().Add(c.timeout)
 	}
 	for n := 1; ; n++ {
 		if err := ctx.Err(); err != nil {
 			return none, status.FromContextError(err).Err()
 		}
-		var it *item
-		f := c.begin(region)
-		if f == nil {
-			var err error
-			if it, err = newItem(ctx, asItem); err != nil {
-				// gRPC itself says best what is wrong with a message.
-				return single(ctx, in)
-			}
-			if f, err = c.wait(ctx, region, it); err != nil {
-				return none, err
-			}
+		f, it, err := c.board(ctx, region, in, kind, deadline)
+		if errors.Is(err, errNotEncoded) {
+			// gRPC itself says best what is wrong with a message.
+			return single(ctx, in)
 		}
-		if f != nil {
-			return alone(ctx, c, f, in, single)
-		}
-		if it.err != nil {
-			return none, it.err
-		}
-		e := it.result.GetError()
-		if e == nil {
-			if resp := answer(it.result); resp.ProtoReflect().IsValid() {
-				return resp, nil
-			}
-			return none, status.Error(codes.Internal, "a batch's result is not of the item's kind")
-		}
-		err := itemError(e, it.requestID)
-		if !c.pause(ctx, n, err) {
+		var (
+			resp  Resp
+			wait  time.Duration
+			again bool
+		)
+		switch {
+		case err != nil: // the context has ended, or too many wait
 			return none, err
+		case f != nil:
+			once := &oneAttempt{number: n}
+			resp, err = alone(ctx, c, f, deadline, func(ctx context.Context) (Resp, error) { return single(ctx, in, once) })
+			wait, again = once.wait, once.again
+		default:
+			if resp, err = outcome(it, answer); err != nil {
+				wait, again = c.retry.again(n, err, readOnly, it.late, deadline)
+			}
+		}
+		if err == nil || !again {
+			return resp, err
+		}
+		if err := c.retry.Sleep(ctx, wait); err != nil {
+			return none, status.FromContextError(err).Err()
 		}
 	}
 }
+
+// readOnly is true of all operations that a batch carries: the proto says so.
+const readOnly = true
 
 // alone makes a call as it is.
-func alone[Req, Resp any](ctx context.Context, c *Coalescer, f *flight, in Req, single func(context.Context, Req, ...grpc.CallOption) (Resp, error)) (Resp, error) {
-	defer c.end(f)
-	return single(ctx, in)
-}
-
-// enter counts a call that begins.
-func (c *Coalescer) enter() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		return status.Error(codes.Canceled, "the coalescer is closed")
+func alone[Resp any](ctx context.Context, c *Coalescer, f *flight, deadline time.Time, single func(context.Context) (Resp, error)) (Resp, error) {
+	defer c.land(f)
+	if _, own := ctx.Deadline(); !own {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, deadline)
+		defer cancel()
 	}
-	c.calls.Add(1)
-	return nil
+	return single(ctx)
 }
 
-// pause waits before another attempt, if an item's error may pass. What failed
-// a whole batch was tried again already.
-func (c *Coalescer) pause(ctx context.Context, n int, err error) bool {
-	e, ok := ErrorFrom(err)
-	if !ok || n >= c.retry.MaxAttempts || e.Exception != throttlingException && e.Status != codes.Unavailable {
+// outcome is what came of a call in a batch.
+func outcome[Resp proto.Message](it *item, answer func(*keyholdv1.BatchResult) Resp) (Resp, error) {
+	var none Resp
+	if it.err != nil {
+		return none, it.err
+	}
+	if e := it.result.GetError(); e != nil {
+		return none, itemError(e, it.requestID)
+	}
+	resp := answer(it.result)
+	if !resp.ProtoReflect().IsValid() {
+		return none, status.Error(codes.Internal, "a batch's result is not of the item's kind")
+	}
+	return resp, nil
+}
+
+// underWay counts what must end before a Coalescer is closed.
+type underWay struct {
+	n      atomic.Int64
+	closed atomic.Bool
+	once   sync.Once
+	ended  chan struct{} // closed when there is nothing, and nothing will begin
+}
+
+// begin counts one more, unless close was called before.
+func (u *underWay) begin() bool {
+	u.n.Add(1)
+	if u.closed.Load() {
+		u.end()
 		return false
 	}
-	wait := c.retry.delay(n, e)
-	deadline, _ := ctx.Deadline()
-	return wait < deadline.Sub(c.retry.Now()) && c.retry.Sleep(ctx, wait) == nil
+	return true
+}
+
+func (u *underWay) end() {
+	if u.n.Add(-1) == 0 && u.closed.Load() {
+		u.once.Do(func() { close(u.ended) })
+	}
+}
+
+// goes runs f and counts it. Its caller is counted itself.
+func (u *underWay) goes(f func()) {
+	u.n.Add(1)
+	go func() {
+		defer u.end()
+		f()
+	}()
+}
+
+// close returns when all that has begun has ended.
+func (u *underWay) close() {
+	u.n.Add(1)
+	u.closed.Store(true)
+	u.end()
+	<-u.ended
 }

@@ -2,7 +2,6 @@ package client_test
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -76,8 +75,7 @@ func TestCoalescerBrokenAnswers(t *testing.T) {
 	}
 }
 
-// TestCoalescerRetries: items are tried again like single calls; what failed a
-// whole batch is not, since the connection has done that.
+// TestCoalescerRetries: items are tried again like single calls.
 func TestCoalescerRetries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWire()
@@ -116,22 +114,6 @@ func TestCoalescerRetries(t *testing.T) {
 		if diff := cmp.Diff([]time.Duration{50 * time.Millisecond}, waits); diff != "" {
 			t.Errorf("waits (-want +got):\n%s", diff)
 		}
-		c.Close()
-	})
-	synctest.Test(t, func(t *testing.T) {
-		w := newWire()
-		w.batchError = failure(codes.Unavailable, "")
-		c := coalescer(t, w, client.CoalescerConfig{}, client.Retry{})
-		start(t.Context(), c, "a")
-		b, d := start(t.Context(), c, "b"), start(t.Context(), c, "d")
-		w.goAll()
-		for _, k := range []*calling{b, d} {
-			<-k.done
-			if !errors.Is(k.err, w.batchError) {
-				t.Errorf("%v, want the batch's error", k.err)
-			}
-		}
-		wantRequests(t, w, "a", "[b d]")
 		c.Close()
 	})
 }

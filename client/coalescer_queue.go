@@ -3,6 +3,7 @@ package client
 import (
 	"container/list"
 	"context"
+	"errors"
 	"runtime"
 	"slices"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 )
@@ -26,8 +28,10 @@ type lane struct {
 	flights []*flight
 	queue   list.List // of *item
 	riding  int       // calls that are under way, alone and in batches
-	// watch looks at the queue again when a flight may be stalled.
-	watch *time.Timer
+	// watch looks at the queue again when a flight may be stalled. It is set
+	// whenever something waits; it may be set without.
+	watch    *time.Timer // nil at first
+	watching bool
 }
 
 // flight is one request that is under way.
@@ -57,6 +61,7 @@ type item struct {
 	result    *keyholdv1.BatchResult
 	requestID string
 	err       error // of the whole batch
+	late      bool  // oneAttempt's, of the whole batch
 }
 
 // batch is items that are sent together.
@@ -66,14 +71,36 @@ type batch struct {
 	cancel  context.CancelFunc
 }
 
-// newItem encodes a call, since its request belongs to the caller, who may leave
-// before it is sent.
-func newItem(ctx context.Context, in *keyholdv1.BatchItem) (*item, error) {
-	body, err := proto.Marshal(in)
+// The kinds of items: their fields in a BatchItem. They are never changed.
+var (
+	itemEncrypt         = itemField("encrypt")
+	itemDecrypt         = itemField("decrypt")
+	itemReEncrypt       = itemField("re_encrypt")
+	itemGenerateDataKey = itemField("generate_data_key")
+	itemSign            = itemField("sign")
+	itemVerify          = itemField("verify")
+	itemGenerateMac     = itemField("generate_mac")
+	itemVerifyMac       = itemField("verify_mac")
+)
+
+func itemField(name protoreflect.Name) protowire.Number {
+	return (*keyholdv1.BatchItem)(nil).ProtoReflect().Descriptor().Fields().ByName(name).Number()
+}
+
+var errNotEncoded = errors.New("the request cannot be encoded")
+
+// newItem encodes a call, whose size is known, since its request belongs to the
+// caller, who may leave before it is sent.
+func newItem(ctx context.Context, in proto.Message, kind protowire.Number, deadline time.Time) (*item, error) {
+	opts := proto.MarshalOptions{UseCachedSize: true}
+	size := opts.Size(in)
+	body := make([]byte, 0, protowire.SizeTag(kind)+protowire.SizeBytes(size))
+	body = protowire.AppendTag(body, kind, protowire.BytesType)
+	body = protowire.AppendVarint(body, uint64(size)) //nolint:gosec // it is no less than zero
+	body, err := opts.MarshalAppend(body, in)
 	if err != nil {
-		return nil, err
+		return nil, errNotEncoded
 	}
-	deadline, _ := ctx.Deadline()
 	return &item{ended: ctx.Err, deadline: deadline, body: body, turn: make(chan struct{})}, nil
 }
 
@@ -92,15 +119,53 @@ func regionOf(ctx context.Context) (region string, plain bool) {
 	return values[0], true
 }
 
-// begin returns a flight if the call may be sent at once.
-func (c *Coalescer) begin(region string) *flight {
+// board returns when a call may be sent, with a flight, or when it was carried by
+// a batch, with its item, which is complete. Or it returns an error.
+func (c *Coalescer) board(ctx context.Context, region string, in proto.Message, kind protowire.Number, deadline time.Time) (*flight, *item, error) {
+	var it *item
+	if c.busy.Load() {
+		var err error
+		if it, err = newItem(ctx, in, kind, deadline); err != nil {
+			return nil, nil, err
+		}
+	}
+	f, l, err := c.admit(region, it)
+	if f == nil && l == nil && err == nil {
+		if it, err = newItem(ctx, in, kind, deadline); err != nil {
+			return nil, nil, err
+		}
+		f, l, err = c.admit(region, it)
+	}
+	if f != nil || err != nil {
+		if it != nil {
+			clear(it.body)
+		}
+		return f, nil, err
+	}
+	return c.wait(ctx, l, it)
+}
+
+// admit gives a call a flight if it may be sent at once. Else it queues the item
+// in the lane that it returns; without an item it does nothing.
+func (c *Coalescer) admit(region string, it *item) (*flight, *lane, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	l := c.lane(region)
-	if l.queue.Len() > 0 || !c.free(l) {
-		return nil
+	if l.queue.Len() == 0 && c.free(l) {
+		c.busy.Store(false)
+		return c.depart(l, 1), nil, nil
 	}
-	return c.depart(l, 1)
+	c.busy.Store(true)
+	if it == nil {
+		return nil, nil, nil
+	}
+	if c.waiting >= c.cfg.MaxWaiting {
+		return nil, nil, status.Errorf(codes.ResourceExhausted, "%d calls wait to be sent", c.cfg.MaxWaiting)
+	}
+	it.place = l.queue.PushBack(it)
+	c.waiting++
+	c.watchOver(l)
+	return nil, l, nil
 }
 
 func (c *Coalescer) lane(region string) *lane {
@@ -133,44 +198,72 @@ func (c *Coalescer) depart(l *lane, calls int) *flight {
 	return f
 }
 
-// end says that a request has ended, and sends what waits.
-func (c *Coalescer) end(f *flight) {
+// land says that a request has ended, and sends what waits.
+func (c *Coalescer) land(f *flight) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.land(f)
+	c.landed(f)
 }
 
-func (c *Coalescer) land(f *flight) {
+func (c *Coalescer) landed(f *flight) {
 	l := f.lane
 	l.riding -= f.calls
-	l.flights = slices.DeleteFunc(l.flights, func(g *flight) bool { return g == f })
+	i := slices.Index(l.flights, f)
+	l.flights = slices.Delete(l.flights, i, i+1)
 	c.dispatch(l)
 }
 
-// wait queues the item and returns when its turn has come or its context has
-// ended. A flight is returned where the caller is to send the call itself.
-func (c *Coalescer) wait(ctx context.Context, region string, it *item) (*flight, error) {
-	c.mu.Lock()
-	if c.waiting >= c.cfg.MaxWaiting {
-		c.mu.Unlock()
-		clear(it.body)
-		return nil, status.Errorf(codes.ResourceExhausted, "%d calls wait to be sent", c.cfg.MaxWaiting)
+// wait returns when the queued item's turn has come, or when its context or
+// deadline has ended. A flight is returned where the caller is to send the call
+// itself.
+func (c *Coalescer) wait(ctx context.Context, l *lane, it *item) (*flight, *item, error) {
+	var late <-chan time.Time
+	if _, own := ctx.Deadline(); !own {
+		timer := c.timer(it.deadline.Sub(c.retry.Now()))
+		defer c.timers.Put(timer)
+		defer timer.Stop()
+		late = timer.C
 	}
-	l := c.lane(region)
-	it.place = l.queue.PushBack(it)
-	c.waiting++
-	c.dispatch(l) // something may have ended since begin
-	if it.place != nil && l.watch == nil {
-		l.watch = time.AfterFunc(stalledAfter, func() { c.look(l) })
-	}
-	c.mu.Unlock()
+	ended := context.DeadlineExceeded
 	select {
 	case <-it.turn:
-		return it.flight, nil
+		return it.flight, it, nil
 	case <-ctx.Done():
-		c.leave(l, it)
-		return nil, status.FromContextError(ctx.Err()).Err()
+		ended = ctx.Err()
+	case <-late:
 	}
+	c.leave(l, it)
+	return nil, nil, status.FromContextError(ended).Err()
+}
+
+// timer returns one that fires after d.
+func (c *Coalescer) timer(d time.Duration) *time.Timer {
+	if t, ok := c.timers.Get().(*time.Timer); ok {
+		t.Reset(d)
+		return t
+	}
+	return time.NewTimer(d)
+}
+
+// watchOver makes sure that the queue is looked at when the next flight counts as
+// stalled. One that begins later does so later: what is set already is not too
+// late.
+func (c *Coalescer) watchOver(l *lane) {
+	if l.watching {
+		return
+	}
+	now, next := c.retry.Now(), stalledAfter
+	for _, f := range l.flights {
+		if left := stalledAfter - now.Sub(f.begun); left > 0 {
+			next = min(next, left)
+		}
+	}
+	l.watching = true
+	if l.watch == nil {
+		l.watch = time.AfterFunc(next, func() { c.look(l) })
+		return
+	}
+	l.watch.Reset(next)
 }
 
 // look sends what waits behind stalled requests, and looks again later where
@@ -178,10 +271,13 @@ func (c *Coalescer) wait(ctx context.Context, region string, it *item) (*flight,
 func (c *Coalescer) look(l *lane) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	l.watch = nil
+	if c.lanes[l.region] != l {
+		return
+	}
+	l.watching = false
 	c.dispatch(l)
 	if l.queue.Len() > 0 {
-		l.watch = time.AfterFunc(stalledAfter, func() { c.look(l) })
+		c.watchOver(l)
 	}
 }
 
@@ -196,7 +292,7 @@ func (c *Coalescer) leave(l *lane, it *item) {
 		clear(it.body)
 		c.tidy(l)
 	case it.flight != nil:
-		c.land(it.flight) // it was let go at this moment, and does not
+		c.landed(it.flight) // it was let go at this moment, and does not
 	case it.result != nil:
 		wipeResult(it.result)
 	case it.batch != nil:
@@ -262,18 +358,19 @@ func (c *Coalescer) take(l *lane, most int) []*item {
 	return items
 }
 
-// tidy forgets a lane that nothing is in.
+// tidy forgets a lane that nothing is in, if there are many: a context can name
+// whatever region it likes.
 func (c *Coalescer) tidy(l *lane) {
-	if l.queue.Len() > 0 {
-		return
+	if l.queue.Len() == 0 && len(l.flights) == 0 && len(c.lanes) > maxIdleLanes && c.lanes[l.region] == l {
+		c.forget(l)
 	}
+}
+
+func (c *Coalescer) forget(l *lane) {
 	if l.watch != nil {
 		l.watch.Stop()
-		l.watch = nil
 	}
-	if len(l.flights) == 0 && c.lanes[l.region] == l {
-		delete(c.lanes, l.region)
-	}
+	delete(c.lanes, l.region)
 }
 
 // send sends items as one Batch, in a goroutine of its own: no caller's context
@@ -294,7 +391,7 @@ func (c *Coalescer) send(l *lane, items []*item) {
 		it.batch = b
 	}
 	f := c.depart(l, len(items))
-	c.calls.Go(func() {
+	c.calls.goes(func() {
 		defer cancel()
 		c.carry(ctx, b, f)
 	})
@@ -303,8 +400,9 @@ func (c *Coalescer) send(l *lane, items []*item) {
 // carry makes the batch's call and hands out what came of it.
 func (c *Coalescer) carry(ctx context.Context, b *batch, f *flight) {
 	var header metadata.MD
+	once := new(oneAttempt)
 	req := encodeBatch(b.items)
-	resp, err := c.Batch(ctx, req, grpc.Header(&header))
+	resp, err := c.Batch(ctx, req, grpc.Header(&header), once)
 	clear(req.ProtoReflect().GetUnknown())
 	results := resp.GetResults()
 	if err == nil && len(results) != len(b.items) {
@@ -316,7 +414,7 @@ func (c *Coalescer) carry(ctx context.Context, b *batch, f *flight) {
 	}
 	c.mu.Lock()
 	for i, it := range b.items {
-		it.err, it.requestID = err, requestID
+		it.err, it.requestID, it.late = err, requestID, once.late
 		if err == nil {
 			it.result = results[i]
 		}
@@ -330,8 +428,6 @@ func (c *Coalescer) carry(ctx context.Context, b *batch, f *flight) {
 	// load, meet in the next batch; otherwise the first of them would be sent alone
 	// and the rest wait for it.
 	runtime.Gosched()
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.land(f)
 }
 

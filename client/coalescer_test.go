@@ -26,7 +26,7 @@ func coalescer(t *testing.T, w *wire, cfg client.CoalescerConfig, retry client.R
 	if cfg.MaxInFlight == 0 {
 		cfg.MaxInFlight = 1 // what is sent together is easier to say then
 	}
-	c, err := client.NewCoalescerOver(w, retry, 30*time.Second, cfg)
+	c, err := client.NewCoalescerOver(w, client.Config{Retry: retry, Timeout: 30 * time.Second}, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -257,8 +257,14 @@ func TestCacheMetadata(t *testing.T) {
 	e := cached(t, f, client.CacheConfig{})
 	message := seal(t, e, "x", nil)
 	for i, pairs := range [][]string{
-		{}, {"authorization", "a"}, {"authorization", "b"}, {"authorization", "a", "authorization", "b"},
-		{"authorization", "a", "b", ""}, {"b", "", "Authorization", "a"}, {"authorization", "a"}, {},
+		{},
+		{"authorization", "a"},
+		{"authorization", "b"},
+		{"authorization", "a", "authorization", "b"},
+		{"authorization", "a", "b", ""},
+		{"b", "", "Authorization", "a"},
+		{"authorization", "a"},
+		{},
 	} {
 		ctx := metadata.AppendToOutgoingContext(t.Context(), pairs...)
 		if _, err := e.Encrypt(ctx, nil, nil); err != nil {

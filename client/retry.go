@@ -158,12 +158,48 @@ func readOnlyMethods() map[string]bool {
 	return all
 }
 
+// again tells whether a call whose attempt n, from 1, failed with err is to be
+// sent again, and how long to wait before that. late is attempt's. A deadline of
+// zero is none.
+func (r Retry) again(n int, err error, readOnly, late bool, deadline time.Time) (wait time.Duration, again bool) {
+	e, failed := ErrorFrom(err)
+	if !failed || n >= r.MaxAttempts {
+		return 0, false
+	}
+	if e.Exception != throttlingException && (!readOnly || e.Status != codes.Unavailable && !late) {
+		return 0, false
+	}
+	wait = r.delay(n, e)
+	return wait, deadline.IsZero() || wait < deadline.Sub(r.Now())
+}
+
+// oneAttempt is a call option with which retrying sends a call once and leaves
+// what follows to the caller, a Coalescer: during a wait nothing must be under
+// way that keeps others waiting.
+type oneAttempt struct {
+	grpc.EmptyCallOption
+
+	// number is which attempt of its call this is, from 1. Zero: of no call alone,
+	// but a batch; whether and when its items are sent again is another question
+	// for each.
+	number int
+
+	// What came of it, for the caller: late is attempt's, again and wait are
+	// Retry.again's.
+	late, again bool
+	wait        time.Duration
+}
+
 // retrying tries calls again as cfg.Retry says, and tells cfg.Hooks.
 func retrying(cfg Config) grpc.UnaryClientInterceptor {
 	methods := readOnlyMethods()
 	return func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 		readOnly, ours := methods[method]
-		for n := 1; ; n++ {
+		first, once := 1, oneAttemptOf(opts)
+		if once != nil {
+			first = max(1, once.number)
+		}
+		for n := first; ; n++ {
 			a := Attempt{Method: method, Number: n, Last: true}
 			own := ctx // the attempt's
 			if cfg.Hooks.Before != nil {
@@ -172,16 +208,18 @@ func retrying(cfg Config) grpc.UnaryClientInterceptor {
 			late, err := cfg.attempt(own, &a, func(ctx context.Context, more ...grpc.CallOption) error {
 				return invoke(ctx, method, req, reply, cc, append(opts[:len(opts):len(opts)], more...)...)
 			})
-			if e, failed := ErrorFrom(err); failed && ours && n < cfg.Retry.MaxAttempts && ctx.Err() == nil {
-				passes := e.Exception == throttlingException || readOnly && (e.Status == codes.Unavailable || late)
-				wait := cfg.Retry.delay(n, e)
-				deadline, bounded := ctx.Deadline()
-				if passes && (!bounded || wait < deadline.Sub(cfg.Retry.Now())) {
+			if err != nil && ours && ctx.Err() == nil && (once == nil || once.number > 0) {
+				deadline, _ := ctx.Deadline()
+				if wait, again := cfg.Retry.again(n, err, readOnly, late, deadline); again {
 					a.Last, a.RetryIn = false, wait
 				}
 			}
 			if cfg.Hooks.After != nil {
 				cfg.Hooks.After(own, a)
+			}
+			if once != nil {
+				once.late, once.again, once.wait = late, !a.Last, a.RetryIn
+				return err
 			}
 			if a.Last {
 				return err
@@ -191,6 +229,15 @@ func retrying(cfg Config) grpc.UnaryClientInterceptor {
 			}
 		}
 	}
+}
+
+func oneAttemptOf(opts []grpc.CallOption) *oneAttempt {
+	for _, o := range opts {
+		if once, ok := o.(*oneAttempt); ok {
+			return once
+		}
+	}
+	return nil
 }
 
 // attempt sends the call once and fills a. late says that it ran out of its

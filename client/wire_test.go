@@ -21,11 +21,14 @@ import (
 type wire struct {
 	keyholdv1.CryptographyServiceClient // for what is not called here
 
-	// itemError is an item's error, by its plaintext; batchError that of whole
-	// batches; edit changes an answer.
-	itemError  func(plaintext string) *keyholdv1.BatchError
-	batchError error
-	edit       func(*keyholdv1.BatchResponse)
+	// itemError is an item's error, by its plaintext; singleError that of a call
+	// on its own; batchError that of whole batches; edit changes an answer.
+	itemError   func(plaintext string) *keyholdv1.BatchError
+	singleError func(plaintext string) error
+	batchError  error
+	edit        func(*keyholdv1.BatchResponse)
+
+	begun time.Time // for a test's own use
 
 	gate chan struct{}
 	mu   sync.Mutex
@@ -76,6 +79,11 @@ func (w *wire) Encrypt(ctx context.Context, in *keyholdv1.EncryptRequest, _ ...g
 	}
 	if err := w.arrive(ctx, string(in.GetPlaintext())); err != nil {
 		return nil, err
+	}
+	if w.singleError != nil {
+		if err := w.singleError(string(in.GetPlaintext())); err != nil {
+			return nil, err
+		}
 	}
 	return sealed(in), nil
 }
