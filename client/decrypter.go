@@ -35,7 +35,8 @@ var _ crypto.Decrypter = (*Decrypter)(nil)
 
 // NewDecrypter fetches the public key of the KMS key, which must be of RSA with
 // the usage ENCRYPT_DECRYPT. It is the key that keyID names now: where an alias
-// is pointed at another key later, the Decrypter stays with its own.
+// is pointed at another key later, the Decrypter stays with its own, and calls
+// its region.
 func NewDecrypter(ctx context.Context, service DecryptingService, keyID string, opts CallOptions) (*Decrypter, error) {
 	resp, public, err := fetchPublic(ctx, service, keyID, keyholdv1.KeyUsageType_KEY_USAGE_TYPE_ENCRYPT_DECRYPT)
 	if err != nil {
@@ -81,7 +82,7 @@ func (d *Decrypter) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.Decrypte
 	}
 	ctx, cancel := d.opts.Context()
 	defer cancel()
-	resp, err := d.service.Decrypt(ctx, &keyholdv1.DecryptRequest{KeyId: &d.arn, CiphertextBlob: ciphertext, EncryptionAlgorithm: alg})
+	resp, err := d.service.Decrypt(inRegionOf(ctx, d.arn), &keyholdv1.DecryptRequest{KeyId: &d.arn, CiphertextBlob: ciphertext, EncryptionAlgorithm: alg})
 	switch {
 	case err == nil:
 		return resp.GetPlaintext(), nil

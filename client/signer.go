@@ -12,9 +12,11 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 )
@@ -58,6 +60,23 @@ func (o CallOptions) Context() (context.Context, context.CancelFunc) {
 	return ctx, func() {}
 }
 
+// inRegionOf makes a context name the region of a key's ARN, where the calls with
+// it must go: the context of the call that fetched the key may have named it, and
+// this one name another or none.
+func inRegionOf(ctx context.Context, arn string) context.Context {
+	const region = 3 // arn:aws:kms:REGION:account:key/id
+	parts := strings.Split(arn, ":")
+	if len(parts) <= region || parts[region] == "" {
+		return ctx
+	}
+	md, _ := metadata.FromOutgoingContext(ctx)
+	if md == nil {
+		md = metadata.MD{}
+	}
+	md.Set(RegionHeader, parts[region])
+	return metadata.NewOutgoingContext(ctx, md)
+}
+
 // maxRawBytes is the longest message that the service signs itself.
 const maxRawBytes = 4096
 
@@ -76,7 +95,7 @@ var _ crypto.Signer = (*Signer)(nil)
 
 // NewSigner fetches the public key of the KMS key, whose usage must be
 // SIGN_VERIFY. It is the key that keyID names now: where an alias is pointed at
-// another key later, the Signer stays with its own.
+// another key later, the Signer stays with its own, and calls its region.
 //
 // RSA keys and those on P-256, P-384, P-521 and Ed25519 will do. Those on
 // secp256k1 will not: Go's library knows no such keys. Call Sign for them.
@@ -141,7 +160,7 @@ func (s *Signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byt
 	}
 	ctx, cancel := s.opts.Context()
 	defer cancel()
-	resp, err := s.service.Sign(ctx, req)
+	resp, err := s.service.Sign(inRegionOf(ctx, s.arn), req)
 	if err != nil {
 		return nil, fmt.Errorf("sign: %w", err)
 	}

@@ -21,8 +21,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/keyhold/keyhold/client"
@@ -184,6 +186,59 @@ func TestSignerPinsKey(t *testing.T) {
 	}
 	if err := verify(s.Public(), digest[:], sig, crypto.SHA256); err != nil {
 		t.Error(err)
+	}
+}
+
+// tracing is a service that remembers the metadata of what is done with keys.
+type tracing struct {
+	keyholdv1.CryptographyServiceClient
+	metadata []metadata.MD
+}
+
+func (s *tracing) trace(ctx context.Context) {
+	md, _ := metadata.FromOutgoingContext(ctx)
+	s.metadata = append(s.metadata, md)
+}
+
+func (s *tracing) Sign(ctx context.Context, in *keyholdv1.SignRequest, opts ...grpc.CallOption) (*keyholdv1.SignResponse, error) {
+	s.trace(ctx)
+	return s.CryptographyServiceClient.Sign(ctx, in, opts...)
+}
+
+func (s *tracing) Decrypt(ctx context.Context, in *keyholdv1.DecryptRequest, opts ...grpc.CallOption) (*keyholdv1.DecryptResponse, error) {
+	s.trace(ctx)
+	return s.CryptographyServiceClient.Decrypt(ctx, in, opts...)
+}
+
+// TestSignerRegion: the calls go to the region of the key that was fetched,
+// whatever region the context of the options names.
+func TestSignerRegion(t *testing.T) {
+	for _, pairs := range [][]string{nil, {client.RegionHeader, "mars-1"}, {"trace", "1"}, {"trace", "1", client.RegionHeader, "mars-1", client.RegionHeader, "mars-2"}} {
+		base := metadata.AppendToOutgoingContext(t.Context(), pairs...)
+		opts := client.CallOptions{BaseContext: func() context.Context { return base }}
+		svc := &tracing{CryptographyServiceClient: dialReal(t).Crypto}
+		s, err := client.NewSigner(t.Context(), svc, "alias/p256", opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := client.NewDecrypter(t.Context(), svc, "alias/unwrap", opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Sign(nil, make([]byte, 32), crypto.SHA256); err != nil {
+			t.Error(err)
+		}
+		opens(t, d, "attack at dawn")
+		want := metadata.Pairs(client.RegionHeader, strings.Split(s.KeyID(), ":")[3])
+		if len(pairs) > 0 && pairs[0] == "trace" {
+			want.Set("trace", "1")
+		}
+		if diff := cmp.Diff([]metadata.MD{want, want}, svc.metadata); diff != "" {
+			t.Errorf("%q: metadata (-want +got):\n%s", pairs, diff)
+		}
+		if got, _ := metadata.FromOutgoingContext(base); len(got.Get(client.RegionHeader)) != len(metadata.Pairs(pairs...).Get(client.RegionHeader)) {
+			t.Errorf("%q: the context was changed: %v", pairs, got)
+		}
 	}
 }
 
