@@ -18,6 +18,11 @@ import (
 // ErrDecrypt says that a ciphertext does not open: damaged, made with another
 // encryption context or under another key, or no ciphertext at all. Which of
 // them is not told.
+//
+// One thing is not ErrDecrypt. With EnvelopeConfig.AnyKey the service finds the
+// KMS key by the id in the message. If that was changed, it answers as for any
+// message of such a key: AccessDeniedException if there is no such key or the
+// caller may not use it, or what is wrong with it, such as DisabledException.
 var ErrDecrypt = errors.New("ciphertext does not open")
 
 // DataKeyService is what an Envelope calls: a Client's Crypto, or a Coalescer.
@@ -39,7 +44,8 @@ type EnvelopeConfig struct {
 
 	// AnyKey makes Decrypt open messages under every key that the caller may
 	// decrypt with, whichever the message names. Whoever can have something
-	// encrypted under one of them can then make a message that opens. Optional.
+	// encrypted under one of them can then make a message that opens, and a
+	// changed message is not always ErrDecrypt: see there. Optional.
 	AnyKey bool
 
 	// EncryptionContext is bound to every message, with the pairs that Encrypt

@@ -43,4 +43,13 @@ func TestEnvelopeReal(t *testing.T) {
 	if got, err := anyKey.Decrypt(t.Context(), message, ec); err != nil || string(got) != "attack at dawn" {
 		t.Errorf("AnyKey: %q, %v", got, err)
 	}
+	for i := range message {
+		bad := bytes.Clone(message)
+		bad[i] ^= 0x40
+		_, err := anyKey.Decrypt(t.Context(), bad, ec)
+		const keyID, n = 3 + 1, 16 // docs/envelope-format.md and docs/ciphertext-format.md
+		if named := i >= keyID && i < keyID+n; named && !isException(err, "AccessDeniedException") || !named && err != client.ErrDecrypt {
+			t.Errorf("AnyKey, byte %d: %v", i, err)
+		}
+	}
 }

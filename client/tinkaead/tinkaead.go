@@ -17,6 +17,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/tink-crypto/tink-go/v2/tink"
 	"google.golang.org/grpc"
@@ -113,15 +114,23 @@ func (a *AEAD) DecryptWithContext(ctx context.Context, ciphertext, associatedDat
 	if err == nil {
 		return resp.GetPlaintext(), nil
 	}
-	if e, ok := client.ErrorFrom(err); ok {
-		switch e.Exception {
-		// A ValidationException means a ciphertext without bytes or with too many:
-		// the rest of the request is right.
-		case "InvalidCiphertextException", "IncorrectKeyException", "ValidationException":
-			return nil, client.ErrDecrypt
-		}
+	if e, ok := client.ErrorFrom(err); ok && doesNotOpen(e) {
+		return nil, client.ErrDecrypt
 	}
 	return nil, fmt.Errorf("decrypt: %w", err)
+}
+
+// doesNotOpen tells what the service says of a ciphertext itself.
+func doesNotOpen(e *client.Error) bool {
+	switch e.Exception {
+	case "InvalidCiphertextException", "IncorrectKeyException":
+		return true
+	case "ValidationException":
+		// Of a ciphertext without bytes, or with too many. Other fields at fault,
+		// such as the key id, are the program's.
+		return len(e.Violations) > 0 && !slices.ContainsFunc(e.Violations, func(v client.FieldViolation) bool { return v.Field != "ciphertext_blob" })
+	}
+	return false
 }
 
 // contextOf returns the encryption context that binds associated data.

@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/tink-crypto/tink-go/v2/aead"
 	"github.com/tink-crypto/tink-go/v2/keyset"
 	"go.uber.org/goleak"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -134,6 +137,51 @@ func TestAEADRefuses(t *testing.T) {
 	}
 	if _, err := ended.Encrypt([]byte("x"), nil); status.Code(errors.Unwrap(err)) != codes.Canceled {
 		t.Errorf("in a context that has ended: %v", err)
+	}
+}
+
+// refusing is a service that finds the fields at fault.
+type refusing []string
+
+func (refusing) Encrypt(context.Context, *keyholdv1.EncryptRequest, ...grpc.CallOption) (*keyholdv1.EncryptResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "")
+}
+
+func (fields refusing) Decrypt(context.Context, *keyholdv1.DecryptRequest, ...grpc.CallOption) (*keyholdv1.DecryptResponse, error) {
+	bad := &errdetails.BadRequest{}
+	for _, f := range fields {
+		bad.FieldViolations = append(bad.FieldViolations, &errdetails.BadRequest_FieldViolation{Field: f})
+	}
+	st, err := status.New(codes.InvalidArgument, "bad").WithDetails(&errdetails.ErrorInfo{Reason: "ValidationException", Domain: client.ErrorDomain}, bad)
+	if err != nil {
+		return nil, err
+	}
+	return nil, st.Err()
+}
+
+// TestAEADValidation: a request that is bad for another reason than its
+// ciphertext is not a ciphertext that does not open.
+func TestAEADValidation(t *testing.T) {
+	for _, tt := range []struct {
+		fields []string
+		opens  bool
+	}{
+		{[]string{"ciphertext_blob"}, false},
+		{[]string{"key_id"}, true},
+		{[]string{"ciphertext_blob", "key_id"}, true},
+		{nil, true},
+	} {
+		a, err := tinkaead.New(refusing(tt.fields), "k", client.CallOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = a.Decrypt([]byte("x"), nil)
+		if e, ok := client.ErrorFrom(err); (err != client.ErrDecrypt) != tt.opens || tt.opens && (!ok || e.Exception != "ValidationException") {
+			t.Errorf("%q at fault: %v", tt.fields, err)
+		}
+	}
+	if _, err := newAEAD(t, dial(t), strings.Repeat("x", 2049)).Decrypt([]byte("x"), nil); err == nil || errors.Is(err, client.ErrDecrypt) {
+		t.Errorf("a key id that is none: %v", err)
 	}
 }
 
