@@ -23,6 +23,7 @@ type reasons map[string]string
 var internalImports = map[string]reasons{
 	"proto/keyhold/v1": {},
 	"proto/awsjson":    {},
+	"proto/wirebuf":    {}, // it encodes whatever message it is given
 
 	"hsm/pubkey": {},
 	"hsm": {
@@ -75,6 +76,7 @@ var internalImports = map[string]reasons{
 	"server/grpcapi": {
 		"server/kms":      "a door calls the core",
 		"server/identity": "a door authenticates",
+		"proto/wirebuf":   "answers are encoded in buffers that are wiped",
 	},
 	"server/adminapi": {
 		"server/kms":   "metrics and readiness of the core",
@@ -108,7 +110,9 @@ var internalImports = map[string]reasons{
 		"proto/awsjson":       "it names key types as AWS spells them",
 	},
 
-	"client": {},
+	"client": {
+		"proto/wirebuf": "requests are encoded in buffers that are wiped",
+	},
 	"client/tinkaead": {
 		"client": "errors and options of the client",
 	},
@@ -156,7 +160,7 @@ var outsideImports = map[string]struct {
 	},
 	"google.golang.org/grpc": {
 		reason: "the wire; the core does not know it",
-		users:  []string{"proto/keyhold/v1", "server/grpcapi", "client/...", "server", "cmd/..."},
+		users:  []string{"proto/keyhold/v1", "proto/wirebuf", "server/grpcapi", "client/...", "server", "cmd/..."},
 	},
 	"google.golang.org/genproto/googleapis/rpc": {
 		reason:  "ErrorInfo in a gRPC status",

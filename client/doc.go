@@ -22,8 +22,10 @@
 // none.
 //
 // What it does not do: keep plaintext away from the memory of the process that
-// asked for it. Data keys and encoded requests that are the package's own are
-// wiped when they are done with; gRPC's buffers, Go's key schedules and what
-// the caller holds are not. It ignores the proxy settings of the environment:
-// the connection carries plaintext, and goes straight to Addr.
+// asked for it. Data keys that are the package's own, and the buffers that
+// requests are encoded in, are wiped when they are done with, and so are those
+// that answers arrive in, in frames of more than 1 KiB. Shorter frames, TLS's
+// buffers, Go's key schedules and what the caller holds are not. It ignores the
+// proxy settings of the environment: the connection carries plaintext, and goes
+// straight to Addr.
 package client

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -22,6 +23,9 @@ func NewCoalescerOver(service keyholdv1.CryptographyServiceClient, cfg Config, c
 	conn := serviceConn{service: service, retrying: retrying(cfg)}
 	return newCoalescer(keyholdv1.NewCryptographyServiceClient(conn), cfg.Retry, cfg.Timeout, coalescing)
 }
+
+// MarshalRequest encodes a request as a Client does.
+func MarshalRequest(m proto.Message) (mem.BufferSlice, error) { return newCodec().Marshal(m) }
 
 // Lanes is how many regions a Coalescer remembers.
 func (c *Coalescer) Lanes() int {

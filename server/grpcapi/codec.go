@@ -2,14 +2,13 @@ package grpcapi
 
 import (
 	"fmt"
-	"math/bits"
-	"sync"
 
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/keyhold/keyhold/proto/wirebuf"
 	"github.com/keyhold/keyhold/server/kms"
 )
 
@@ -99,51 +98,12 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 		return c.CodecV2.Marshal(v)
 	}
 	defer kms.Wipe(a.message)
-	buf := buffers.Get(proto.Size(a.message))
-	out, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend((*buf)[:0], a.message)
+	out, err := buffers.Marshal(a.message)
 	if err != nil {
-		buffers.Put(buf)
 		return nil, fmt.Errorf("encode the answer: %w", err)
 	}
-	*buf = out
-	return mem.BufferSlice{mem.NewBuffer(buf, &buffers)}, nil
+	return out, nil
 }
 
 // buffers are those of messages, for all connections.
-var buffers wipedBuffers
-
-// leastBufferBytes is what gRPC takes a buffer of back at all: smaller ones it
-// leaves to the garbage collector as they are.
-const leastBufferBytes = 2 << 10
-
-// wipedBuffers are reused, and hold nothing of their last message: gRPC's own are
-// cleared when they are needed again, which may be never.
-type wipedBuffers struct {
-	bySize [24]sync.Pool // of *[]byte with a capacity of 1 << i
-}
-
-var _ mem.BufferPool = (*wipedBuffers)(nil)
-
-// Get is mem.BufferPool's.
-func (p *wipedBuffers) Get(length int) *[]byte {
-	class := bits.Len(uint(max(length, leastBufferBytes) - 1))
-	if class >= len(p.bySize) {
-		b := make([]byte, length)
-		return &b
-	}
-	b, ok := p.bySize[class].Get().(*[]byte)
-	if !ok {
-		made := make([]byte, length, 1<<class)
-		return &made
-	}
-	*b = (*b)[:length]
-	return b
-}
-
-// Put is mem.BufferPool's.
-func (p *wipedBuffers) Put(b *[]byte) {
-	clear(*b)
-	if class := bits.Len(uint(cap(*b))) - 1; class >= 0 && class < len(p.bySize) && cap(*b) == 1<<class {
-		p.bySize[class].Put(b)
-	}
-}
+var buffers wirebuf.Pool
