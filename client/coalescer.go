@@ -32,6 +32,9 @@ const (
 	// maxItemBytes is above every item that can be valid. A larger one is sent
 	// alone, to be refused as such.
 	maxItemBytes = 64 << 10
+	// maxOwnBytes is up to which length an item has a buffer of its own, and not
+	// one of the pool, whose shortest are longer: many items may wait.
+	maxOwnBytes = 1 << 10
 	// stalledAfter is when a request under way no longer keeps others waiting.
 	stalledAfter = time.Second
 	// maxIdleLanes is how many regions are remembered that nothing goes on in.

@@ -3,22 +3,16 @@ package client
 import (
 	"container/list"
 	"context"
-	"errors"
 	"runtime"
 	"slices"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/protoadapt"
-	"google.golang.org/protobuf/reflect/protoreflect"
-
-	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 )
 
 // lane is one region: what is under way and what waits. Coalescer.mu guards it
@@ -41,67 +35,11 @@ type flight struct {
 	calls int
 }
 
-// item is a call that waits or is in a batch.
-type item struct {
-	// ended is the Err of the caller's context.
-	ended    func() error
-	deadline time.Time
-	// body is the encoded BatchItem. It may hold a plaintext, and is wiped when it
-	// is not needed any more.
-	body []byte
-
-	place *list.Element // in the queue, or nil
-	batch *batch        // the one it is in, or nil
-	gone  bool          // the caller has left
-
-	// turn is closed when the caller must go on: flight is set if it may send
-	// the call itself, else it is done. What follows is fixed by then.
-	turn      chan struct{}
-	flight    *flight
-	result    *keyholdv1.BatchResult
-	requestID string
-	err       error // of the whole batch
-	late      bool  // oneAttempt's, of the whole batch
-}
-
 // batch is items that are sent together.
 type batch struct {
 	items   []*item
 	callers int // that have not left
 	cancel  context.CancelFunc
-}
-
-// The kinds of items: their fields in a BatchItem. They are never changed.
-var (
-	itemEncrypt         = itemField("encrypt")
-	itemDecrypt         = itemField("decrypt")
-	itemReEncrypt       = itemField("re_encrypt")
-	itemGenerateDataKey = itemField("generate_data_key")
-	itemSign            = itemField("sign")
-	itemVerify          = itemField("verify")
-	itemGenerateMac     = itemField("generate_mac")
-	itemVerifyMac       = itemField("verify_mac")
-)
-
-func itemField(name protoreflect.Name) protowire.Number {
-	return (*keyholdv1.BatchItem)(nil).ProtoReflect().Descriptor().Fields().ByName(name).Number()
-}
-
-var errNotEncoded = errors.New("the request cannot be encoded")
-
-// newItem encodes a call, whose size is known, since its request belongs to the
-// caller, who may leave before it is sent.
-func newItem(ctx context.Context, in proto.Message, kind protowire.Number, deadline time.Time) (*item, error) {
-	opts := proto.MarshalOptions{UseCachedSize: true}
-	size := opts.Size(in)
-	body := make([]byte, 0, protowire.SizeTag(kind)+protowire.SizeBytes(size))
-	body = protowire.AppendTag(body, kind, protowire.BytesType)
-	body = protowire.AppendVarint(body, uint64(size)) //nolint:gosec // it is no less than zero
-	body, err := opts.MarshalAppend(body, in)
-	if err != nil {
-		return nil, errNotEncoded
-	}
-	return &item{ended: ctx.Err, deadline: deadline, body: body, turn: make(chan struct{})}, nil
 }
 
 // regionOf returns the region that the call's metadata names, or nothing. plain
@@ -138,7 +76,7 @@ func (c *Coalescer) board(ctx context.Context, region string, in proto.Message, 
 	}
 	if f != nil || err != nil {
 		if it != nil {
-			clear(it.body)
+			it.wipe()
 		}
 		return f, nil, err
 	}
@@ -289,7 +227,7 @@ func (c *Coalescer) leave(l *lane, it *item) {
 	switch {
 	case it.place != nil:
 		c.unqueue(l, it)
-		clear(it.body)
+		it.wipe()
 		c.tidy(l)
 	case it.flight != nil:
 		c.landed(it.flight) // it was let go at this moment, and does not
@@ -318,7 +256,7 @@ func (c *Coalescer) dispatch(l *lane) {
 		case 1: // its caller sends it, as an ordinary call
 			it := items[0]
 			it.flight = c.depart(l, 1)
-			clear(it.body)
+			it.wipe()
 			close(it.turn)
 		default:
 			c.send(l, items)
@@ -346,7 +284,7 @@ func (c *Coalescer) take(l *lane, most int) []*item {
 		it := l.queue.Front().Value.(*item) //nolint:forcetypeassert // the only type in it
 		if it.ended() != nil {
 			c.unqueue(l, it)
-			clear(it.body)
+			it.wipe()
 			continue
 		}
 		if bytes += len(it.body); bytes > maxBatchBytes {
@@ -401,9 +339,10 @@ func (c *Coalescer) send(l *lane, items []*item) {
 func (c *Coalescer) carry(ctx context.Context, b *batch, f *flight) {
 	var header metadata.MD
 	once := new(oneAttempt)
-	req := encodeBatch(b.items)
+	req, buf := encodeBatch(b.items)
 	resp, err := c.Batch(ctx, req, grpc.Header(&header), once)
-	clear(req.ProtoReflect().GetUnknown())
+	req.ProtoReflect().SetUnknown(nil)
+	buffers.Put(buf)
 	results := resp.GetResults()
 	if err == nil && len(results) != len(b.items) {
 		err = status.Errorf(codes.Internal, "a batch of %d items has %d results", len(b.items), len(results))
@@ -429,56 +368,4 @@ func (c *Coalescer) carry(ctx context.Context, b *batch, f *flight) {
 	// and the rest wait for it.
 	runtime.Gosched()
 	c.land(f)
-}
-
-// encodeBatch makes a BatchRequest of encoded items, and wipes them. What is in
-// a message's unknown fields is sent as it is.
-func encodeBatch(items []*item) *keyholdv1.BatchRequest {
-	const field = 1 // BatchRequest.items
-	size := 0
-	for _, it := range items {
-		size += protowire.SizeTag(field) + protowire.SizeBytes(len(it.body))
-	}
-	b := make([]byte, 0, size)
-	for _, it := range items {
-		b = protowire.AppendTag(b, field, protowire.BytesType)
-		b = protowire.AppendBytes(b, it.body)
-		clear(it.body)
-	}
-	req := new(keyholdv1.BatchRequest)
-	req.ProtoReflect().SetUnknown(b)
-	return req
-}
-
-// wipeResult forgets the secrets of an answer that nobody waits for.
-func wipeResult(r *keyholdv1.BatchResult) {
-	clear(r.GetDecrypt().GetPlaintext())
-	clear(r.GetGenerateDataKey().GetPlaintext())
-	clear(r.GetGenerateMac().GetMac())
-}
-
-// itemError is the status that the item's call alone would have ended with.
-func itemError(e *keyholdv1.BatchError, requestID string) error {
-	code, message := codes.Code(e.GetGrpcStatus()), e.GetMessage()
-	if code == codes.OK {
-		code = codes.Unknown
-	}
-	if message == "" {
-		message = e.GetException()
-	}
-	details := []protoadapt.MessageV1{
-		&errdetails.ErrorInfo{Reason: e.GetException(), Domain: ErrorDomain, Metadata: map[string]string{requestIDKey: requestID}},
-	}
-	if len(e.GetViolations()) > 0 {
-		bad := &errdetails.BadRequest{}
-		for _, v := range e.GetViolations() {
-			bad.FieldViolations = append(bad.FieldViolations, &errdetails.BadRequest_FieldViolation{Field: v.GetField(), Description: v.GetDescription()})
-		}
-		details = append(details, bad)
-	}
-	st, err := status.New(code, message).WithDetails(details...)
-	if err != nil {
-		return status.Error(code, message)
-	}
-	return st.Err()
 }

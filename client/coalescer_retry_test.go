@@ -182,7 +182,7 @@ func TestCoalescerOwnTimeout(t *testing.T) {
 		if a.returned() || b.returned() {
 			t.Error("a call returned before its time")
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		for _, k := range []*calling{a, b} {
 			if !k.returned() || status.Code(k.err) != codes.DeadlineExceeded {

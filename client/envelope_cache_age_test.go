@@ -111,7 +111,7 @@ func asleep(t time.Time, awake, asleep time.Duration) time.Time {
 		wall uint64
 		ext  int64
 		loc  *time.Location
-	})(unsafe.Pointer(&t)).ext -= int64(asleep) //nolint:gosec // no exported way leads there
+	})(unsafe.Pointer(&t)).ext -= int64(asleep) // no exported way leads there
 	return t
 }
 
