@@ -12,7 +12,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -192,26 +191,5 @@ func TestCoalescerOwnTimeout(t *testing.T) {
 		w.goAll()
 		wantSealed(t, "d", d)
 		c.Close()
-	})
-}
-
-// TestCoalescerManyRegions: a context can name whatever region it likes; few of
-// them are remembered.
-func TestCoalescerManyRegions(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWire()
-		w.goAll()
-		c := coalescer(t, w, client.CoalescerConfig{}, client.Retry{})
-		for i := range 100 {
-			region := metadata.AppendToOutgoingContext(t.Context(), client.RegionHeader, strings.Repeat("x", i+1))
-			wantSealed(t, "a", start(region, c, "a"))
-		}
-		if n := c.Lanes(); n > 16 {
-			t.Errorf("%d regions are remembered", n)
-		}
-		c.Close()
-		if n := c.Lanes(); n != 0 {
-			t.Errorf("%d regions are remembered by a closed one", n)
-		}
 	})
 }

@@ -326,65 +326,6 @@ func TestCoalescerDeadline(t *testing.T) {
 	})
 }
 
-func TestCoalescerRegions(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWire()
-		c := coalescer(t, w, client.CoalescerConfig{}, client.Retry{})
-		east := metadata.AppendToOutgoingContext(t.Context(), client.RegionHeader, "east")
-		west := metadata.AppendToOutgoingContext(t.Context(), client.RegionHeader, "west")
-		start(east, c, "a")
-		start(west, c, "b") // does not wait for the other region's
-		for _, text := range []string{"c", "d"} {
-			start(east, c, text)
-			start(west, c, "w"+text)
-		}
-		w.go1()
-		w.go1()
-		synctest.Wait()
-		w.goAll()
-		c.Close()
-		got := map[string][]string{}
-		for i, r := range w.sent {
-			got[r] = w.metadata[i].Get(client.RegionHeader)
-		}
-		want := map[string][]string{"a": {"east"}, "b": {"west"}, "[c d]": {"east"}, "[wc wd]": {"west"}}
-		if diff := cmp.Diff(want, got); diff != "" {
-			t.Errorf("requests and their regions (-want +got):\n%s", diff)
-		}
-	})
-}
-
-// TestCoalescerMetadata: what else is in the metadata may say who calls, so such
-// a call is sent as it is.
-func TestCoalescerMetadata(t *testing.T) {
-	for name, pairs := range map[string][]string{
-		"authorization":            {"Authorization", "Bearer b"},
-		"region and authorization": {client.RegionHeader, "east", "authorization", "Bearer b"},
-		"two regions":              {client.RegionHeader, "east", client.RegionHeader, "west"},
-		"an empty region":          {client.RegionHeader, ""},
-	} {
-		synctest.Test(t, func(t *testing.T) {
-			w := newWire()
-			c := coalescer(t, w, client.CoalescerConfig{}, client.Retry{})
-			start(t.Context(), c, "a")
-			start(t.Context(), c, "b")
-			start(metadata.AppendToOutgoingContext(t.Context(), pairs...), c, "own")
-			start(t.Context(), c, "c")
-			wantRequests(t, w, "a", "own")
-			want := metadata.Pairs(pairs...)
-			if diff := cmp.Diff(want, w.metadata[1]); diff != "" {
-				t.Errorf("%s: metadata (-want +got):\n%s", name, diff)
-			}
-			w.goAll()
-			c.Close()
-			wantRequests(t, w, "a", "own", "[b c]")
-			if got := w.metadata[2]; len(got) != 0 {
-				t.Errorf("%s: the batch has the metadata %v", name, got)
-			}
-		})
-	}
-}
-
 func TestCoalescerQueueBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWire()
@@ -448,6 +389,28 @@ func TestCoalescerStalled(t *testing.T) {
 		start(t.Context(), c, "e")
 		time.Sleep(time.Second)
 		wantRequests(t, w, "a", "[b d]", "e")
+		w.goAll()
+		c.Close()
+	})
+}
+
+// TestCoalescerStalledLater: so too where the queue was empty in between, and what
+// it waited for then has ended.
+func TestCoalescerStalledLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire()
+		c := coalescer(t, w, client.CoalescerConfig{}, client.Retry{})
+		start(t.Context(), c, "a")
+		start(t.Context(), c, "b")
+		time.Sleep(500 * time.Millisecond)
+		w.go1()
+		wantRequests(t, w, "a", "b")
+		start(t.Context(), c, "d")
+		start(t.Context(), c, "e")
+		time.Sleep(time.Second - 1)
+		wantRequests(t, w, "a", "b")
+		time.Sleep(time.Nanosecond)
+		wantRequests(t, w, "a", "b", "[d e]")
 		w.goAll()
 		c.Close()
 	})

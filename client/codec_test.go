@@ -42,6 +42,13 @@ func TestBuffersWiped(t *testing.T) {
 		if s.Free(); !bytes.Equal(data, make([]byte, len(data))) {
 			t.Errorf("%d bytes: not wiped", n)
 		}
+		body, err := client.WipedItem(t.Context(), &keyholdv1.EncryptRequest{Plaintext: bytes.Repeat([]byte{7}, n)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(body) <= n || !bytes.Equal(body, make([]byte, len(body))) {
+			t.Errorf("%d bytes, in a batch: not wiped", n)
+		}
 	}
 }
 

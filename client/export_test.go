@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/mem"
@@ -26,6 +27,17 @@ func NewCoalescerOver(service keyholdv1.CryptographyServiceClient, cfg Config, c
 
 // MarshalRequest encodes a request as a Client does.
 func MarshalRequest(m proto.Message) (mem.BufferSlice, error) { return newCodec().Marshal(m) }
+
+// WipedItem is what is left of an item's encoded request.
+func WipedItem(ctx context.Context, m proto.Message) ([]byte, error) {
+	it, err := newItem(ctx, m, itemEncrypt, time.Time{})
+	if err != nil {
+		return nil, err
+	}
+	body := it.body
+	it.wipe()
+	return body, nil
+}
 
 // Lanes is how many regions a Coalescer remembers.
 func (c *Coalescer) Lanes() int {
