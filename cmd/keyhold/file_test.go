@@ -284,7 +284,7 @@ func TestTargetPartialDeleted(t *testing.T) {
 func TestTargetDeviceReplaced(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "out")
 	if err := syscall.Mkfifo(path, 0o600); err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	tg, err := (&app{}).findTarget(path, &source{}, &fileVerb{out: path})
 	if err != nil {
