@@ -751,402 +751,6 @@ func (x *CancelKeyDeletionResponse) GetKeyId() string {
 	return ""
 }
 
-// CreateAliasRequest names an alias and its key.
-type CreateAliasRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// `alias/` and 1 to 250 letters, digits, `/`, `_` and `-`. Names that begin
-	// with `alias/aws/` are reserved.
-	AliasName string `protobuf:"bytes,1,opt,name=alias_name,json=aliasName,proto3" json:"alias_name,omitempty"`
-	// The key, by id or ARN: 1 to 2,048 characters.
-	TargetKeyId   string `protobuf:"bytes,2,opt,name=target_key_id,json=targetKeyId,proto3" json:"target_key_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CreateAliasRequest) Reset() {
-	*x = CreateAliasRequest{}
-	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[14]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CreateAliasRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CreateAliasRequest) ProtoMessage() {}
-
-func (x *CreateAliasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[14]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CreateAliasRequest.ProtoReflect.Descriptor instead.
-func (*CreateAliasRequest) Descriptor() ([]byte, []int) {
-	return file_keyhold_v1_key_management_service_proto_rawDescGZIP(), []int{14}
-}
-
-func (x *CreateAliasRequest) GetAliasName() string {
-	if x != nil {
-		return x.AliasName
-	}
-	return ""
-}
-
-func (x *CreateAliasRequest) GetTargetKeyId() string {
-	if x != nil {
-		return x.TargetKeyId
-	}
-	return ""
-}
-
-// CreateAliasResponse is empty.
-type CreateAliasResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CreateAliasResponse) Reset() {
-	*x = CreateAliasResponse{}
-	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[15]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CreateAliasResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CreateAliasResponse) ProtoMessage() {}
-
-func (x *CreateAliasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[15]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CreateAliasResponse.ProtoReflect.Descriptor instead.
-func (*CreateAliasResponse) Descriptor() ([]byte, []int) {
-	return file_keyhold_v1_key_management_service_proto_rawDescGZIP(), []int{15}
-}
-
-// UpdateAliasRequest names an alias and its new key.
-type UpdateAliasRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The alias: `alias/` and 1 to 250 letters, digits, `/`, `_` and `-`.
-	AliasName string `protobuf:"bytes,1,opt,name=alias_name,json=aliasName,proto3" json:"alias_name,omitempty"`
-	// The key, by id or ARN: 1 to 2,048 characters.
-	TargetKeyId   string `protobuf:"bytes,2,opt,name=target_key_id,json=targetKeyId,proto3" json:"target_key_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UpdateAliasRequest) Reset() {
-	*x = UpdateAliasRequest{}
-	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[16]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpdateAliasRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpdateAliasRequest) ProtoMessage() {}
-
-func (x *UpdateAliasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[16]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpdateAliasRequest.ProtoReflect.Descriptor instead.
-func (*UpdateAliasRequest) Descriptor() ([]byte, []int) {
-	return file_keyhold_v1_key_management_service_proto_rawDescGZIP(), []int{16}
-}
-
-func (x *UpdateAliasRequest) GetAliasName() string {
-	if x != nil {
-		return x.AliasName
-	}
-	return ""
-}
-
-func (x *UpdateAliasRequest) GetTargetKeyId() string {
-	if x != nil {
-		return x.TargetKeyId
-	}
-	return ""
-}
-
-// UpdateAliasResponse is empty.
-type UpdateAliasResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UpdateAliasResponse) Reset() {
-	*x = UpdateAliasResponse{}
-	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[17]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpdateAliasResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpdateAliasResponse) ProtoMessage() {}
-
-func (x *UpdateAliasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[17]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpdateAliasResponse.ProtoReflect.Descriptor instead.
-func (*UpdateAliasResponse) Descriptor() ([]byte, []int) {
-	return file_keyhold_v1_key_management_service_proto_rawDescGZIP(), []int{17}
-}
-
-// DeleteAliasRequest names an alias.
-type DeleteAliasRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The alias: `alias/` and 1 to 250 letters, digits, `/`, `_` and `-`.
-	AliasName     string `protobuf:"bytes,1,opt,name=alias_name,json=aliasName,proto3" json:"alias_name,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DeleteAliasRequest) Reset() {
-	*x = DeleteAliasRequest{}
-	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[18]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DeleteAliasRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DeleteAliasRequest) ProtoMessage() {}
-
-func (x *DeleteAliasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[18]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DeleteAliasRequest.ProtoReflect.Descriptor instead.
-func (*DeleteAliasRequest) Descriptor() ([]byte, []int) {
-	return file_keyhold_v1_key_management_service_proto_rawDescGZIP(), []int{18}
-}
-
-func (x *DeleteAliasRequest) GetAliasName() string {
-	if x != nil {
-		return x.AliasName
-	}
-	return ""
-}
-
-// DeleteAliasResponse is empty.
-type DeleteAliasResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DeleteAliasResponse) Reset() {
-	*x = DeleteAliasResponse{}
-	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[19]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DeleteAliasResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DeleteAliasResponse) ProtoMessage() {}
-
-func (x *DeleteAliasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[19]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DeleteAliasResponse.ProtoReflect.Descriptor instead.
-func (*DeleteAliasResponse) Descriptor() ([]byte, []int) {
-	return file_keyhold_v1_key_management_service_proto_rawDescGZIP(), []int{19}
-}
-
-// ListAliasesRequest asks for one page.
-type ListAliasesRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only aliases of this key, by id or ARN. Absent for all.
-	KeyId *string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3,oneof" json:"key_id,omitempty"`
-	// At most so many aliases, 1 to 100. Defaults to 50.
-	Limit *int32 `protobuf:"varint,2,opt,name=limit,proto3,oneof" json:"limit,omitempty"`
-	// The next_marker of the page before. Absent for the first page.
-	Marker        *string `protobuf:"bytes,3,opt,name=marker,proto3,oneof" json:"marker,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListAliasesRequest) Reset() {
-	*x = ListAliasesRequest{}
-	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[20]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListAliasesRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListAliasesRequest) ProtoMessage() {}
-
-func (x *ListAliasesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[20]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListAliasesRequest.ProtoReflect.Descriptor instead.
-func (*ListAliasesRequest) Descriptor() ([]byte, []int) {
-	return file_keyhold_v1_key_management_service_proto_rawDescGZIP(), []int{20}
-}
-
-func (x *ListAliasesRequest) GetKeyId() string {
-	if x != nil && x.KeyId != nil {
-		return *x.KeyId
-	}
-	return ""
-}
-
-func (x *ListAliasesRequest) GetLimit() int32 {
-	if x != nil && x.Limit != nil {
-		return *x.Limit
-	}
-	return 0
-}
-
-func (x *ListAliasesRequest) GetMarker() string {
-	if x != nil && x.Marker != nil {
-		return *x.Marker
-	}
-	return ""
-}
-
-// ListAliasesResponse is one page.
-type ListAliasesResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The aliases, in order of their names.
-	Aliases []*AliasListEntry `protobuf:"bytes,1,rep,name=aliases,proto3" json:"aliases,omitempty"`
-	// The marker of the next page. Present only when truncated.
-	NextMarker string `protobuf:"bytes,2,opt,name=next_marker,json=nextMarker,proto3" json:"next_marker,omitempty"`
-	// Whether more aliases follow.
-	Truncated     *bool `protobuf:"varint,3,opt,name=truncated,proto3,oneof" json:"truncated,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListAliasesResponse) Reset() {
-	*x = ListAliasesResponse{}
-	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[21]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListAliasesResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListAliasesResponse) ProtoMessage() {}
-
-func (x *ListAliasesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[21]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListAliasesResponse.ProtoReflect.Descriptor instead.
-func (*ListAliasesResponse) Descriptor() ([]byte, []int) {
-	return file_keyhold_v1_key_management_service_proto_rawDescGZIP(), []int{21}
-}
-
-func (x *ListAliasesResponse) GetAliases() []*AliasListEntry {
-	if x != nil {
-		return x.Aliases
-	}
-	return nil
-}
-
-func (x *ListAliasesResponse) GetNextMarker() string {
-	if x != nil {
-		return x.NextMarker
-	}
-	return ""
-}
-
-func (x *ListAliasesResponse) GetTruncated() bool {
-	if x != nil && x.Truncated != nil {
-		return *x.Truncated
-	}
-	return false
-}
-
 // UpdateKeyDescriptionRequest names a key and its new description.
 type UpdateKeyDescriptionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1160,7 +764,7 @@ type UpdateKeyDescriptionRequest struct {
 
 func (x *UpdateKeyDescriptionRequest) Reset() {
 	*x = UpdateKeyDescriptionRequest{}
-	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[22]
+	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1172,7 +776,7 @@ func (x *UpdateKeyDescriptionRequest) String() string {
 func (*UpdateKeyDescriptionRequest) ProtoMessage() {}
 
 func (x *UpdateKeyDescriptionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[22]
+	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1185,7 +789,7 @@ func (x *UpdateKeyDescriptionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateKeyDescriptionRequest.ProtoReflect.Descriptor instead.
 func (*UpdateKeyDescriptionRequest) Descriptor() ([]byte, []int) {
-	return file_keyhold_v1_key_management_service_proto_rawDescGZIP(), []int{22}
+	return file_keyhold_v1_key_management_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *UpdateKeyDescriptionRequest) GetKeyId() string {
@@ -1211,7 +815,7 @@ type UpdateKeyDescriptionResponse struct {
 
 func (x *UpdateKeyDescriptionResponse) Reset() {
 	*x = UpdateKeyDescriptionResponse{}
-	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[23]
+	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1223,7 +827,7 @@ func (x *UpdateKeyDescriptionResponse) String() string {
 func (*UpdateKeyDescriptionResponse) ProtoMessage() {}
 
 func (x *UpdateKeyDescriptionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[23]
+	mi := &file_keyhold_v1_key_management_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1236,7 +840,7 @@ func (x *UpdateKeyDescriptionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateKeyDescriptionResponse.ProtoReflect.Descriptor instead.
 func (*UpdateKeyDescriptionResponse) Descriptor() ([]byte, []int) {
-	return file_keyhold_v1_key_management_service_proto_rawDescGZIP(), []int{23}
+	return file_keyhold_v1_key_management_service_proto_rawDescGZIP(), []int{15}
 }
 
 var File_keyhold_v1_key_management_service_proto protoreflect.FileDescriptor
@@ -1244,7 +848,7 @@ var File_keyhold_v1_key_management_service_proto protoreflect.FileDescriptor
 const file_keyhold_v1_key_management_service_proto_rawDesc = "" +
 	"\n" +
 	"'keyhold/v1/key_management_service.proto\x12\n" +
-	"keyhold.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18keyhold/v1/options.proto\x1a\x16keyhold/v1/types.proto\"\xb5\x02\n" +
+	"keyhold.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18keyhold/v1/aliases.proto\x1a\x18keyhold/v1/options.proto\x1a\x16keyhold/v1/types.proto\"\xb5\x02\n" +
 	"\x10CreateKeyRequest\x12*\n" +
 	"\vdescription\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80@R\vdescription\x12?\n" +
 	"\tkey_usage\x18\x02 \x01(\x0e2\x18.keyhold.v1.KeyUsageTypeB\b\xbaH\x05\x82\x01\x02\x10\x01R\bkeyUsage\x128\n" +
@@ -1296,39 +900,7 @@ const file_keyhold_v1_key_management_service_proto_rawDesc = "" +
 	"\x06key_id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x10R\x05keyId\"2\n" +
 	"\x19CancelKeyDeletionResponse\x12\x15\n" +
-	"\x06key_id\x18\x01 \x01(\tR\x05keyId\"\x83\x01\n" +
-	"\x12CreateAliasRequest\x12=\n" +
-	"\n" +
-	"alias_name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x022\x12^[a-zA-Z0-9:/_-]+$R\taliasName\x12.\n" +
-	"\rtarget_key_id\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x10R\vtargetKeyId\"\x15\n" +
-	"\x13CreateAliasResponse\"\x83\x01\n" +
-	"\x12UpdateAliasRequest\x12=\n" +
-	"\n" +
-	"alias_name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x022\x12^[a-zA-Z0-9:/_-]+$R\taliasName\x12.\n" +
-	"\rtarget_key_id\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x10R\vtargetKeyId\"\x15\n" +
-	"\x13UpdateAliasResponse\"S\n" +
-	"\x12DeleteAliasRequest\x12=\n" +
-	"\n" +
-	"alias_name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x80\x022\x12^[a-zA-Z0-9:/_-]+$R\taliasName\"\x15\n" +
-	"\x13DeleteAliasResponse\"\xab\x01\n" +
-	"\x12ListAliasesRequest\x12&\n" +
-	"\x06key_id\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x10H\x00R\x05keyId\x88\x01\x01\x12$\n" +
-	"\x05limit\x18\x02 \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x01H\x01R\x05limit\x88\x01\x01\x12'\n" +
-	"\x06marker\x18\x03 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\bH\x02R\x06marker\x88\x01\x01B\t\n" +
-	"\a_key_idB\b\n" +
-	"\x06_limitB\t\n" +
-	"\a_marker\"\xa3\x01\n" +
-	"\x13ListAliasesResponse\x12:\n" +
-	"\aaliases\x18\x01 \x03(\v2\x1a.keyhold.v1.AliasListEntryB\x04\xa0\xbb\x18\x01R\aaliases\x12\x1f\n" +
-	"\vnext_marker\x18\x02 \x01(\tR\n" +
-	"nextMarker\x12!\n" +
-	"\ttruncated\x18\x03 \x01(\bH\x00R\ttruncated\x88\x01\x01B\f\n" +
-	"\n" +
-	"_truncated\"\x84\x01\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\"\x84\x01\n" +
 	"\x1bUpdateKeyDescriptionRequest\x12!\n" +
 	"\x06key_id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x10R\x05keyId\x122\n" +
@@ -1393,7 +965,7 @@ func file_keyhold_v1_key_management_service_proto_rawDescGZIP() []byte {
 	return file_keyhold_v1_key_management_service_proto_rawDescData
 }
 
-var file_keyhold_v1_key_management_service_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_keyhold_v1_key_management_service_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_keyhold_v1_key_management_service_proto_goTypes = []any{
 	(*CreateKeyRequest)(nil),             // 0: keyhold.v1.CreateKeyRequest
 	(*CreateKeyResponse)(nil),            // 1: keyhold.v1.CreateKeyResponse
@@ -1409,66 +981,64 @@ var file_keyhold_v1_key_management_service_proto_goTypes = []any{
 	(*ScheduleKeyDeletionResponse)(nil),  // 11: keyhold.v1.ScheduleKeyDeletionResponse
 	(*CancelKeyDeletionRequest)(nil),     // 12: keyhold.v1.CancelKeyDeletionRequest
 	(*CancelKeyDeletionResponse)(nil),    // 13: keyhold.v1.CancelKeyDeletionResponse
-	(*CreateAliasRequest)(nil),           // 14: keyhold.v1.CreateAliasRequest
-	(*CreateAliasResponse)(nil),          // 15: keyhold.v1.CreateAliasResponse
-	(*UpdateAliasRequest)(nil),           // 16: keyhold.v1.UpdateAliasRequest
-	(*UpdateAliasResponse)(nil),          // 17: keyhold.v1.UpdateAliasResponse
-	(*DeleteAliasRequest)(nil),           // 18: keyhold.v1.DeleteAliasRequest
-	(*DeleteAliasResponse)(nil),          // 19: keyhold.v1.DeleteAliasResponse
-	(*ListAliasesRequest)(nil),           // 20: keyhold.v1.ListAliasesRequest
-	(*ListAliasesResponse)(nil),          // 21: keyhold.v1.ListAliasesResponse
-	(*UpdateKeyDescriptionRequest)(nil),  // 22: keyhold.v1.UpdateKeyDescriptionRequest
-	(*UpdateKeyDescriptionResponse)(nil), // 23: keyhold.v1.UpdateKeyDescriptionResponse
-	(KeyUsageType)(0),                    // 24: keyhold.v1.KeyUsageType
-	(KeySpec)(0),                         // 25: keyhold.v1.KeySpec
-	(*Tag)(nil),                          // 26: keyhold.v1.Tag
-	(KeyCustodyType)(0),                  // 27: keyhold.v1.KeyCustodyType
-	(*KeyMetadata)(nil),                  // 28: keyhold.v1.KeyMetadata
-	(*KeyListEntry)(nil),                 // 29: keyhold.v1.KeyListEntry
-	(*timestamppb.Timestamp)(nil),        // 30: google.protobuf.Timestamp
-	(KeyState)(0),                        // 31: keyhold.v1.KeyState
-	(*AliasListEntry)(nil),               // 32: keyhold.v1.AliasListEntry
+	(*UpdateKeyDescriptionRequest)(nil),  // 14: keyhold.v1.UpdateKeyDescriptionRequest
+	(*UpdateKeyDescriptionResponse)(nil), // 15: keyhold.v1.UpdateKeyDescriptionResponse
+	(KeyUsageType)(0),                    // 16: keyhold.v1.KeyUsageType
+	(KeySpec)(0),                         // 17: keyhold.v1.KeySpec
+	(*Tag)(nil),                          // 18: keyhold.v1.Tag
+	(KeyCustodyType)(0),                  // 19: keyhold.v1.KeyCustodyType
+	(*KeyMetadata)(nil),                  // 20: keyhold.v1.KeyMetadata
+	(*KeyListEntry)(nil),                 // 21: keyhold.v1.KeyListEntry
+	(*timestamppb.Timestamp)(nil),        // 22: google.protobuf.Timestamp
+	(KeyState)(0),                        // 23: keyhold.v1.KeyState
+	(*CreateAliasRequest)(nil),           // 24: keyhold.v1.CreateAliasRequest
+	(*UpdateAliasRequest)(nil),           // 25: keyhold.v1.UpdateAliasRequest
+	(*DeleteAliasRequest)(nil),           // 26: keyhold.v1.DeleteAliasRequest
+	(*ListAliasesRequest)(nil),           // 27: keyhold.v1.ListAliasesRequest
+	(*CreateAliasResponse)(nil),          // 28: keyhold.v1.CreateAliasResponse
+	(*UpdateAliasResponse)(nil),          // 29: keyhold.v1.UpdateAliasResponse
+	(*DeleteAliasResponse)(nil),          // 30: keyhold.v1.DeleteAliasResponse
+	(*ListAliasesResponse)(nil),          // 31: keyhold.v1.ListAliasesResponse
 }
 var file_keyhold_v1_key_management_service_proto_depIdxs = []int32{
-	24, // 0: keyhold.v1.CreateKeyRequest.key_usage:type_name -> keyhold.v1.KeyUsageType
-	25, // 1: keyhold.v1.CreateKeyRequest.key_spec:type_name -> keyhold.v1.KeySpec
-	26, // 2: keyhold.v1.CreateKeyRequest.tags:type_name -> keyhold.v1.Tag
-	27, // 3: keyhold.v1.CreateKeyRequest.key_custody:type_name -> keyhold.v1.KeyCustodyType
-	28, // 4: keyhold.v1.CreateKeyResponse.key_metadata:type_name -> keyhold.v1.KeyMetadata
-	28, // 5: keyhold.v1.DescribeKeyResponse.key_metadata:type_name -> keyhold.v1.KeyMetadata
-	29, // 6: keyhold.v1.ListKeysResponse.keys:type_name -> keyhold.v1.KeyListEntry
-	30, // 7: keyhold.v1.ScheduleKeyDeletionResponse.deletion_date:type_name -> google.protobuf.Timestamp
-	31, // 8: keyhold.v1.ScheduleKeyDeletionResponse.key_state:type_name -> keyhold.v1.KeyState
-	32, // 9: keyhold.v1.ListAliasesResponse.aliases:type_name -> keyhold.v1.AliasListEntry
-	0,  // 10: keyhold.v1.KeyManagementService.CreateKey:input_type -> keyhold.v1.CreateKeyRequest
-	2,  // 11: keyhold.v1.KeyManagementService.DescribeKey:input_type -> keyhold.v1.DescribeKeyRequest
-	4,  // 12: keyhold.v1.KeyManagementService.ListKeys:input_type -> keyhold.v1.ListKeysRequest
-	6,  // 13: keyhold.v1.KeyManagementService.EnableKey:input_type -> keyhold.v1.EnableKeyRequest
-	8,  // 14: keyhold.v1.KeyManagementService.DisableKey:input_type -> keyhold.v1.DisableKeyRequest
-	10, // 15: keyhold.v1.KeyManagementService.ScheduleKeyDeletion:input_type -> keyhold.v1.ScheduleKeyDeletionRequest
-	12, // 16: keyhold.v1.KeyManagementService.CancelKeyDeletion:input_type -> keyhold.v1.CancelKeyDeletionRequest
-	14, // 17: keyhold.v1.KeyManagementService.CreateAlias:input_type -> keyhold.v1.CreateAliasRequest
-	16, // 18: keyhold.v1.KeyManagementService.UpdateAlias:input_type -> keyhold.v1.UpdateAliasRequest
-	18, // 19: keyhold.v1.KeyManagementService.DeleteAlias:input_type -> keyhold.v1.DeleteAliasRequest
-	20, // 20: keyhold.v1.KeyManagementService.ListAliases:input_type -> keyhold.v1.ListAliasesRequest
-	22, // 21: keyhold.v1.KeyManagementService.UpdateKeyDescription:input_type -> keyhold.v1.UpdateKeyDescriptionRequest
-	1,  // 22: keyhold.v1.KeyManagementService.CreateKey:output_type -> keyhold.v1.CreateKeyResponse
-	3,  // 23: keyhold.v1.KeyManagementService.DescribeKey:output_type -> keyhold.v1.DescribeKeyResponse
-	5,  // 24: keyhold.v1.KeyManagementService.ListKeys:output_type -> keyhold.v1.ListKeysResponse
-	7,  // 25: keyhold.v1.KeyManagementService.EnableKey:output_type -> keyhold.v1.EnableKeyResponse
-	9,  // 26: keyhold.v1.KeyManagementService.DisableKey:output_type -> keyhold.v1.DisableKeyResponse
-	11, // 27: keyhold.v1.KeyManagementService.ScheduleKeyDeletion:output_type -> keyhold.v1.ScheduleKeyDeletionResponse
-	13, // 28: keyhold.v1.KeyManagementService.CancelKeyDeletion:output_type -> keyhold.v1.CancelKeyDeletionResponse
-	15, // 29: keyhold.v1.KeyManagementService.CreateAlias:output_type -> keyhold.v1.CreateAliasResponse
-	17, // 30: keyhold.v1.KeyManagementService.UpdateAlias:output_type -> keyhold.v1.UpdateAliasResponse
-	19, // 31: keyhold.v1.KeyManagementService.DeleteAlias:output_type -> keyhold.v1.DeleteAliasResponse
-	21, // 32: keyhold.v1.KeyManagementService.ListAliases:output_type -> keyhold.v1.ListAliasesResponse
-	23, // 33: keyhold.v1.KeyManagementService.UpdateKeyDescription:output_type -> keyhold.v1.UpdateKeyDescriptionResponse
-	22, // [22:34] is the sub-list for method output_type
-	10, // [10:22] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	16, // 0: keyhold.v1.CreateKeyRequest.key_usage:type_name -> keyhold.v1.KeyUsageType
+	17, // 1: keyhold.v1.CreateKeyRequest.key_spec:type_name -> keyhold.v1.KeySpec
+	18, // 2: keyhold.v1.CreateKeyRequest.tags:type_name -> keyhold.v1.Tag
+	19, // 3: keyhold.v1.CreateKeyRequest.key_custody:type_name -> keyhold.v1.KeyCustodyType
+	20, // 4: keyhold.v1.CreateKeyResponse.key_metadata:type_name -> keyhold.v1.KeyMetadata
+	20, // 5: keyhold.v1.DescribeKeyResponse.key_metadata:type_name -> keyhold.v1.KeyMetadata
+	21, // 6: keyhold.v1.ListKeysResponse.keys:type_name -> keyhold.v1.KeyListEntry
+	22, // 7: keyhold.v1.ScheduleKeyDeletionResponse.deletion_date:type_name -> google.protobuf.Timestamp
+	23, // 8: keyhold.v1.ScheduleKeyDeletionResponse.key_state:type_name -> keyhold.v1.KeyState
+	0,  // 9: keyhold.v1.KeyManagementService.CreateKey:input_type -> keyhold.v1.CreateKeyRequest
+	2,  // 10: keyhold.v1.KeyManagementService.DescribeKey:input_type -> keyhold.v1.DescribeKeyRequest
+	4,  // 11: keyhold.v1.KeyManagementService.ListKeys:input_type -> keyhold.v1.ListKeysRequest
+	6,  // 12: keyhold.v1.KeyManagementService.EnableKey:input_type -> keyhold.v1.EnableKeyRequest
+	8,  // 13: keyhold.v1.KeyManagementService.DisableKey:input_type -> keyhold.v1.DisableKeyRequest
+	10, // 14: keyhold.v1.KeyManagementService.ScheduleKeyDeletion:input_type -> keyhold.v1.ScheduleKeyDeletionRequest
+	12, // 15: keyhold.v1.KeyManagementService.CancelKeyDeletion:input_type -> keyhold.v1.CancelKeyDeletionRequest
+	24, // 16: keyhold.v1.KeyManagementService.CreateAlias:input_type -> keyhold.v1.CreateAliasRequest
+	25, // 17: keyhold.v1.KeyManagementService.UpdateAlias:input_type -> keyhold.v1.UpdateAliasRequest
+	26, // 18: keyhold.v1.KeyManagementService.DeleteAlias:input_type -> keyhold.v1.DeleteAliasRequest
+	27, // 19: keyhold.v1.KeyManagementService.ListAliases:input_type -> keyhold.v1.ListAliasesRequest
+	14, // 20: keyhold.v1.KeyManagementService.UpdateKeyDescription:input_type -> keyhold.v1.UpdateKeyDescriptionRequest
+	1,  // 21: keyhold.v1.KeyManagementService.CreateKey:output_type -> keyhold.v1.CreateKeyResponse
+	3,  // 22: keyhold.v1.KeyManagementService.DescribeKey:output_type -> keyhold.v1.DescribeKeyResponse
+	5,  // 23: keyhold.v1.KeyManagementService.ListKeys:output_type -> keyhold.v1.ListKeysResponse
+	7,  // 24: keyhold.v1.KeyManagementService.EnableKey:output_type -> keyhold.v1.EnableKeyResponse
+	9,  // 25: keyhold.v1.KeyManagementService.DisableKey:output_type -> keyhold.v1.DisableKeyResponse
+	11, // 26: keyhold.v1.KeyManagementService.ScheduleKeyDeletion:output_type -> keyhold.v1.ScheduleKeyDeletionResponse
+	13, // 27: keyhold.v1.KeyManagementService.CancelKeyDeletion:output_type -> keyhold.v1.CancelKeyDeletionResponse
+	28, // 28: keyhold.v1.KeyManagementService.CreateAlias:output_type -> keyhold.v1.CreateAliasResponse
+	29, // 29: keyhold.v1.KeyManagementService.UpdateAlias:output_type -> keyhold.v1.UpdateAliasResponse
+	30, // 30: keyhold.v1.KeyManagementService.DeleteAlias:output_type -> keyhold.v1.DeleteAliasResponse
+	31, // 31: keyhold.v1.KeyManagementService.ListAliases:output_type -> keyhold.v1.ListAliasesResponse
+	15, // 32: keyhold.v1.KeyManagementService.UpdateKeyDescription:output_type -> keyhold.v1.UpdateKeyDescriptionResponse
+	21, // [21:33] is the sub-list for method output_type
+	9,  // [9:21] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_keyhold_v1_key_management_service_proto_init() }
@@ -1476,22 +1046,21 @@ func file_keyhold_v1_key_management_service_proto_init() {
 	if File_keyhold_v1_key_management_service_proto != nil {
 		return
 	}
+	file_keyhold_v1_aliases_proto_init()
 	file_keyhold_v1_options_proto_init()
 	file_keyhold_v1_types_proto_init()
 	file_keyhold_v1_key_management_service_proto_msgTypes[4].OneofWrappers = []any{}
 	file_keyhold_v1_key_management_service_proto_msgTypes[5].OneofWrappers = []any{}
 	file_keyhold_v1_key_management_service_proto_msgTypes[10].OneofWrappers = []any{}
 	file_keyhold_v1_key_management_service_proto_msgTypes[11].OneofWrappers = []any{}
-	file_keyhold_v1_key_management_service_proto_msgTypes[20].OneofWrappers = []any{}
-	file_keyhold_v1_key_management_service_proto_msgTypes[21].OneofWrappers = []any{}
-	file_keyhold_v1_key_management_service_proto_msgTypes[22].OneofWrappers = []any{}
+	file_keyhold_v1_key_management_service_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keyhold_v1_key_management_service_proto_rawDesc), len(file_keyhold_v1_key_management_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
