@@ -189,8 +189,8 @@ func NewReader(ctx context.Context, keys Decrypter, r io.Reader, opts ReaderOpti
 	}
 	defer clear(resp.GetPlaintext())
 	aead, err := newAEAD(resp.GetPlaintext())
-	if err != nil {
-		return nil, err
+	if err != nil { // a ciphertext of the service, but not of a data key of ours
+		return nil, ErrDamaged
 	}
 	stream, err := aead.NewDecryptingReader(src, raw)
 	if err != nil {

@@ -414,8 +414,8 @@ func TestServiceFails(t *testing.T) {
 			t.Errorf("a data key of %d bytes: %v, %d bytes", n, err, b.Len())
 		}
 		s.keys = map[string]dataKey{"k": {plaintext: make([]byte, n)}}
-		if _, err := s.open(t.Context(), strings.NewReader(magicLine+"\x00\x01k\x00\x00")); err == nil {
-			t.Errorf("a data key of %d bytes opens a file", n)
+		if _, err := s.open(t.Context(), strings.NewReader(magicLine+"\x00\x01k\x00\x00")); !errors.Is(err, filecrypt.ErrDamaged) {
+			t.Errorf("a file with a data key of %d bytes: %v", n, err)
 		}
 	}
 }
