@@ -189,3 +189,42 @@ func (w *world) testExportRefusals(wrap, exportable string) {
 		w.t.Errorf("a key that was asked for as GENERATED shows %s", got)
 	}
 }
+
+// What no request can bring about is refused all the same: records may come from
+// a later version, or from a hand that changed them.
+func TestExportKeyMistrustsRecords(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		change func(key, wrapping *kms.KeyRecord)
+		want   kms.Code
+		words  string
+	}{
+		"as they were made":          {func(_, _ *kms.KeyRecord) {}, kms.CodeDryRun, ""},
+		"a wrapping key can leave":   {func(_, wrapping *kms.KeyRecord) { wrapping.Current().Custody = custodyExportable }, kms.CodeInvalidKeyUsage, "only under a GENERATED one"},
+		"they are in two key stores": {func(key, _ *kms.KeyRecord) { key.KeyStore = "cks-1234567890abcdef0" }, kms.CodeUnsupportedOperation, "different key stores"},
+	} {
+		w := newWorld(t)
+		key, wrapping := w.record(w.newExportableKey(symmetric, usageEncrypt)), w.record(w.newKey(symmetric, usageWrap))
+		c.change(key, wrapping)
+		for _, r := range []*kms.KeyRecord{key, wrapping} {
+			if err := w.db.UpdateKey(t.Context(), r); err != nil {
+				t.Fatal(name, err)
+			}
+		}
+		w.start()
+		e := refuse(w, &keyholdv1.ExportKeyRequest{KeyId: string(key.ID), WrappingKeyId: string(wrapping.ID), DryRun: ptr(true)}, c.want)
+		if !strings.Contains(e.Message, c.words) {
+			t.Errorf("%s: %q", name, e.Message)
+		}
+	}
+}
+
+// record returns a key's record as it is stored.
+func (w *world) record(id string) *kms.KeyRecord {
+	w.t.Helper()
+	r, err := w.db.Key(w.t.Context(), kms.KeyID(id))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return r
+}
