@@ -202,11 +202,19 @@ func TestBatchLimits(t *testing.T) {
 type appends struct {
 	kms.Journal
 	calls, records atomic.Int64
+	last           atomic.Value // of how
+}
+
+// how a record is to be kept.
+type how struct {
+	class      audit.Class
+	durability audit.Durability
 }
 
 func (j *appends) Append(ctx context.Context, c audit.Class, d audit.Durability, p ...[]byte) (uint64, error) {
 	j.calls.Add(1)
 	j.records.Add(int64(len(p)))
+	j.last.Store(how{c, d})
 	return j.Journal.Append(ctx, c, d, p...)
 }
 
@@ -257,6 +265,34 @@ func TestBatchRecords(t *testing.T) {
 	}
 	if _, err := audit.Verify(w.journalDir(), audit.VerifyOptions{}); err != nil {
 		t.Errorf("the journal does not verify: %v", err)
+	}
+}
+
+// Refusals are on disk before they are answered, in a batch as alone, also where
+// other records need not be; and they may use the reserve if nothing else is
+// with them.
+func TestBatchRecordsRefusalsAsAlone(t *testing.T) {
+	t.Parallel()
+	j := &appends{}
+	w, _ := newFakeWorld(t, withConfig(func(c *kms.Config) { j.Journal, c.DataDurability = c.Journal, audit.Written; c.Journal = j }))
+	good, bad := encryptItem(w.newAESKey(), "x"), encryptItem(unknownID, "x")
+	for name, c := range map[string]struct {
+		items []proto.Message
+		want  how
+	}{
+		"answers":              {[]proto.Message{good, good}, how{audit.Normal, audit.Written}},
+		"answers and refusals": {[]proto.Message{good, bad}, how{audit.Normal, audit.Synced}},
+		"refusals":             {[]proto.Message{bad, bad}, how{audit.Protected, audit.Synced}},
+	} {
+		j.calls.Store(0)
+		w.batch(c.items...)
+		if got := j.last.Load(); got != c.want || j.calls.Load() != 1 {
+			t.Errorf("%s: the last of %d appends is of %+v, want one of %+v", name, j.calls.Load(), got, c.want)
+		}
+	}
+	refuse(w, bad, kms.CodeNotFound)
+	if got, want := j.last.Load(), (how{audit.Protected, audit.Synced}); got != want {
+		t.Errorf("a refusal alone is of %+v, want %+v", got, want)
 	}
 }
 
