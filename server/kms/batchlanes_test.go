@@ -222,12 +222,13 @@ func TestBatchesAtOnce(t *testing.T) {
 type lendingStore struct {
 	*fakeStore
 	lent atomic.Int64
+	runs sync.WaitGroup // what runs under a loan
 }
 
 func (s *lendingStore) Lend(ctx context.Context, run func(ctx context.Context)) bool {
 	s.lent.Add(1)
 	done := make(chan struct{})
-	go func() { defer close(done); run(ctx) }()
+	s.runs.Go(func() { defer close(done); run(ctx) })
 	select {
 	case <-done:
 	case <-ctx.Done():
@@ -293,6 +294,49 @@ func TestBatchHangs(t *testing.T) {
 		}
 		return true
 	})
+}
+
+// lendingKeeper lends, and remembers the secrets that it returned.
+type lendingKeeper struct {
+	*keepingStore
+	lending lendingStore
+}
+
+func (s *lendingKeeper) Lend(ctx context.Context, run func(ctx context.Context)) bool {
+	return s.lending.Lend(ctx, run)
+}
+
+// A plaintext that comes when its item has been answered is wiped.
+func TestLateSecretsAreWiped(t *testing.T) {
+	t.Parallel()
+	fake := &lendingKeeper{keepingStore: &keepingStore{fakeStore: newFakeStore()}}
+	w := buildWorld(t, fake)
+	blob := w.encrypt(w.newAESKey(), []byte("attack at dawn"), nil)
+	hang := make(chan struct{})
+	hook := func(_ context.Context, call string) error {
+		if call == "Open" {
+			<-hang
+		}
+		return nil
+	}
+	fake.before.Store(&hook)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	resp, err := tryIn[*keyholdv1.BatchResponse](ctx, w, alice(), batchOf(&keyholdv1.DecryptRequest{CiphertextBlob: blob}))
+	if err != nil {
+		t.Fatalf("the batch is refused: %s", describe(err))
+	}
+	if e := resp.GetResults()[0].GetError(); !e.GetTimedOut() {
+		t.Errorf("the item that hangs: %v", e)
+	}
+	close(hang)
+	fake.lending.runs.Wait()
+	if len(fake.given) != 1 || len(fake.given[0]) == 0 {
+		t.Fatalf("%d secrets were given", len(fake.given))
+	}
+	if !wiped(fake.given[0]) {
+		t.Errorf("%q is still in memory", fake.given[0])
+	}
 }
 
 // Where calls are long a batch uses all its places.

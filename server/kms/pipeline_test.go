@@ -276,12 +276,13 @@ func TestUnrecordedSecretsAreWiped(t *testing.T) {
 	refuse(w, &keyholdv1.DecryptRequest{CiphertextBlob: blob}, kms.CodeInternal)
 	refuse(w, &keyholdv1.GenerateRandomRequest{NumberOfBytes: ptr(int32(32))}, kms.CodeInternal)
 	refuse(w, &keyholdv1.GenerateDataKeyRequest{KeyId: id, KeySpec: 1}, kms.CodeInternal)
+	w.batch(&keyholdv1.DecryptRequest{CiphertextBlob: blob}, &keyholdv1.GenerateDataKeyRequest{KeyId: id, KeySpec: 1})
 	journal.failing(nil)
 	do[proto.Message](w, &keyholdv1.ReEncryptRequest{CiphertextBlob: blob, DestinationKeyId: id})
 	do[proto.Message](w, &keyholdv1.GenerateDataKeyWithoutPlaintextRequest{KeyId: id, KeySpec: 1})
 	fake.failing("Seal", errFault)
 	refuse(w, &keyholdv1.GenerateDataKeyRequest{KeyId: id, KeySpec: 1}, kms.CodeInternal)
-	if len(keeper.given) != 6 {
+	if len(keeper.given) != 8 {
 		t.Fatalf("%d secrets were given", len(keeper.given))
 	}
 	for i, b := range keeper.given {
