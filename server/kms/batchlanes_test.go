@@ -283,6 +283,11 @@ func TestBatchHangs(t *testing.T) {
 	if len(events) != len(reqs) {
 		t.Errorf("%d events for %d items", len(events), len(reqs))
 	}
+	// What it may have done is on the record, with its key.
+	arn := w.metadata(mac).GetArn()
+	if i := slices.IndexFunc(events, func(e event) bool { return e.EventName == "VerifyMac" }); i < 0 || len(events[i].Resources) != 1 || events[i].Resources[0]["ARN"] != arn {
+		t.Errorf("the item that hangs is not recorded with %s: %+v", arn, events)
+	}
 	kms.Wipe(batch) // as a door does
 	close(hang)
 	fake.heal()
