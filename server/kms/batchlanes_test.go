@@ -225,10 +225,13 @@ type lendingStore struct {
 	runs sync.WaitGroup // what runs under a loan
 }
 
+// onLoan is in the contexts of what runs under a loan.
+type onLoan struct{}
+
 func (s *lendingStore) Lend(ctx context.Context, run func(ctx context.Context)) bool {
 	s.lent.Add(1)
 	done := make(chan struct{})
-	s.runs.Go(func() { defer close(done); run(ctx) })
+	s.runs.Go(func() { defer close(done); run(context.WithValue(ctx, onLoan{}, true)) })
 	select {
 	case <-done:
 	case <-ctx.Done():
@@ -299,6 +302,42 @@ func TestBatchHangs(t *testing.T) {
 		}
 		return true
 	})
+}
+
+// An item that cannot be done under a loan is done after it, once, and so are the
+// rest.
+func TestBatchAfterALoan(t *testing.T) {
+	t.Parallel()
+	fake := &lendingStore{fakeStore: newFakeStore()}
+	w := buildWorld(t, fake)
+	aes, mac := w.newAESKey(), w.newKey(hmac256, usageMac)
+	var refused, done atomic.Int64
+	hook := func(ctx context.Context, call string) error {
+		switch {
+		case call != "MAC":
+		case ctx.Value(onLoan{}) != nil:
+			refused.Add(1)
+			return fmt.Errorf("lost: %w", kms.ErrLoanOver)
+		default:
+			done.Add(1)
+		}
+		return nil
+	}
+	fake.before.Store(&hook)
+	reqs := slices.Repeat([]proto.Message{encryptItem(aes, "x")}, 20) // in one lane
+	for _, i := range []int{0, 7, 19} {
+		reqs[i] = &keyholdv1.GenerateMacRequest{KeyId: mac, Message: []byte("m"), MacAlgorithm: macSHA256}
+	}
+	events := w.eventsOf(func() {
+		for i, r := range w.batch(reqs...) {
+			if r.GetError() != nil {
+				t.Errorf("item %d: %v", i, r.GetError())
+			}
+		}
+	})
+	if refused.Load() != 3 || done.Load() != 3 || len(events) != len(reqs) {
+		t.Errorf("of 3 MACs %d were refused under a loan and %d done after it; %d events for %d items", refused.Load(), done.Load(), len(events), len(reqs))
+	}
 }
 
 // lendingKeeper lends, and remembers the secrets that it returned.
