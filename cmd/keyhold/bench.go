@@ -73,6 +73,8 @@ Latencies are those of requests. With --batch each request carries that many
 items, which count as operations. With --coalesce the Go client's Coalescer makes
 batches of requests of one item that wait at the same time. To compare them in one
 run, say it of each operation instead: encrypt:batch=100, encrypt:coalesce.
+Other requests than coalesced ones are encoded once and their answers hardly read,
+so that they cost this tool less CPU; the server's is what compares best.
 
 Each sender waits for its answer before it sends again (a closed loop): a server
 that pauses is asked less in the meantime, so that percentiles show less of the
