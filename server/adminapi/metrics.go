@@ -16,6 +16,9 @@ import (
 type Metrics struct {
 	registry *prometheus.Registry
 
+	operations series[operationLabels, operationSeries]
+	tokenCalls series[callLabels, callSeries]
+
 	requests    *prometheus.CounterVec
 	latency     *prometheus.HistogramVec
 	parts       *prometheus.HistogramVec
@@ -76,13 +79,31 @@ func NewMetrics() *Metrics {
 	return m
 }
 
+// operationLabels and operationSeries are what a request counts in.
+type (
+	operationLabels struct {
+		name string
+		code kms.Code
+	}
+	operationSeries struct {
+		count                        prometheus.Counter
+		latency, queue, token, audit prometheus.Observer
+	}
+)
+
 // Operation is kms.Observer's.
 func (m *Metrics) Operation(name string, code kms.Code, total time.Duration, t kms.Timing) {
-	m.requests.WithLabelValues(name, string(code)).Inc()
-	m.latency.WithLabelValues(name).Observe(total.Seconds())
-	m.parts.WithLabelValues(name, "queue").Observe(t.Queue.Seconds())
-	m.parts.WithLabelValues(name, "token").Observe(t.Token.Seconds())
-	m.parts.WithLabelValues(name, "audit").Observe(t.Audit.Seconds())
+	s := m.operations.get(operationLabels{name, code}, func() *operationSeries {
+		return &operationSeries{
+			count: m.requests.WithLabelValues(name, string(code)), latency: m.latency.WithLabelValues(name),
+			queue: m.parts.WithLabelValues(name, "queue"), token: m.parts.WithLabelValues(name, "token"), audit: m.parts.WithLabelValues(name, "audit"),
+		}
+	})
+	s.count.Inc()
+	s.latency.Observe(total.Seconds())
+	s.queue.Observe(t.Queue.Seconds())
+	s.token.Observe(t.Token.Seconds())
+	s.audit.Observe(t.Audit.Seconds())
 }
 
 // Refused counts a caller that was not authenticated.
@@ -109,10 +130,22 @@ type tokenObserver struct {
 	name string
 }
 
+// callLabels and callSeries are what a use of a session counts in.
+type (
+	callLabels struct{ token, call, code string }
+	callSeries struct {
+		count prometheus.Counter
+		held  prometheus.Observer
+	}
+)
+
 // Call is hsm.Observer's.
 func (o tokenObserver) Call(_, call, code string, _, held time.Duration) {
-	o.m.calls.WithLabelValues(o.name, call, code).Inc()
-	o.m.callTime.WithLabelValues(o.name, call).Observe(held.Seconds())
+	s := o.m.tokenCalls.get(callLabels{o.name, call, code}, func() *callSeries {
+		return &callSeries{count: o.m.calls.WithLabelValues(o.name, call, code), held: o.m.callTime.WithLabelValues(o.name, call)}
+	})
+	s.count.Inc()
+	s.held.Observe(held.Seconds())
 }
 
 // Evicted is hsm.Observer's.
