@@ -113,7 +113,11 @@ func (j *Journal) take() (batch, refused []*request, v verdict) {
 	batch, refused = w.batch[:0], w.refused[:0]
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	rest := w.seg.size - w.durableOff - int64(len(w.buf))
+	used := w.durableOff + int64(len(w.buf))
+	if w.next != nil && used > w.seg.written && len(j.queue) > 0 {
+		return batch, refused, verdictRotate // to where a sync costs less
+	}
+	rest := w.seg.size - used
 	var bytes int64
 	var records, i int
 loop:
@@ -344,7 +348,7 @@ func (j *Journal) housekeep() time.Duration {
 	}
 	if w.next == nil && !w.preparing {
 		used := w.durableOff + int64(len(w.buf))
-		if due(w.nextRetry) || (w.nextRetry.IsZero() && used > w.seg.size/2) {
+		if due(w.nextRetry) || (w.nextRetry.IsZero() && used > w.seg.written/2) {
 			j.prepare()
 		}
 	}

@@ -95,6 +95,57 @@ func TestModes(t *testing.T) {
 	}
 }
 
+// TestFirstSegmentIsLeftEarly: most of the segment that a new journal begins with
+// was never written, and syncing there costs more.
+func TestFirstSegmentIsLeftEarly(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "audit")
+	opts := small()
+	opts.SegmentBytes, opts.MaxRecordBytes = 16*eagerZeroBytes, 256<<10
+	j := open(t, dir, opts)
+	const size = 100 << 10
+	n := 0
+	segments := func() int {
+		firsts, err := listSegments(osFS{}, dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(firsts)
+	}
+	for ; segments() == 1; n++ {
+		if n*size > 12*eagerZeroBytes {
+			t.Fatalf("still in the first segment after %d bytes", n*size)
+		}
+		add(t, j, n, 1, size)
+		if n*size > eagerZeroBytes { // it is on its way
+			eventually(t, "the next segment is prepared", func() bool { return j.Status().SpareReady || segments() > 1 })
+		}
+	}
+	if n*size < eagerZeroBytes {
+		t.Errorf("left after %d bytes, although %d were written", n*size, eagerZeroBytes)
+	}
+	// The next one is used to its end.
+	for ; n*size < 14*eagerZeroBytes; n++ {
+		add(t, j, n, 1, size)
+	}
+	if got := segments(); got != 2 {
+		t.Errorf("%d segments, want 2", got)
+	}
+	closeJournal(t, j, false)
+	if info, err := os.Stat(filepath.Join(dir, segmentName(0))); err != nil || info.Size() > 12*eagerZeroBytes {
+		t.Errorf("the segment that was left was not trimmed: %v, %v", info, err)
+	}
+	read := 0
+	for rec, err := range Read(dir, 0) {
+		if err != nil || !bytes.Equal(rec.Payload, payload(read, size)) {
+			t.Fatalf("record %d: %v", read, err)
+		}
+		read++
+	}
+	if read != n {
+		t.Errorf("%d records, want %d", read, n)
+	}
+}
+
 func TestLimits(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "audit")
 	opts := small()

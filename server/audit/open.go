@@ -251,7 +251,7 @@ func (o *opening) openLast(name string) error {
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
-	o.seg = &segment{name: name, path: path, file: f, size: info.Size(), info: info}
+	o.seg = &segment{name: name, path: path, file: f, size: info.Size(), written: info.Size(), info: info}
 	// A copy restored from elsewhere may have holes where blocks should be reserved.
 	if err := f.Allocate(info.Size()); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		o.opts.Logger.Warn("rest of the audit segment is not preallocated", "segment", name, "err", err)

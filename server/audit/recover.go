@@ -90,7 +90,7 @@ func (j *Journal) recover() error {
 	next := w.next
 	w.next = nil
 	if next == nil {
-		if next, err = newSpare(j.opts.fs, j.dir, j.opts.SegmentBytes, eagerZeroBytes); err != nil {
+		if next, err = newSpare(j.opts.fs, j.dir, j.opts.SegmentBytes, min(eagerZeroBytes, j.opts.SegmentBytes)); err != nil {
 			return err
 		}
 	}

@@ -17,13 +17,16 @@ type segment struct {
 	path string
 	file file
 	size int64
-	info fs.FileInfo // which file it is
+	// written is how much of it has been written once, with zeros at least: all of
+	// it, but for a segment that was needed at once.
+	written int64
+	info    fs.FileInfo // which file it is
 }
 
 // spare is a preallocated file that becomes the next segment.
 type spare struct {
-	file file
-	size int64
+	file          file
+	size, written int64
 }
 
 type preparation struct {
@@ -31,8 +34,9 @@ type preparation struct {
 	err   error
 }
 
-// eagerZeroBytes of the very first segment are written when it is created; the
-// rest is only reserved, so that a new journal opens quickly.
+// eagerZeroBytes of a segment that is needed at once are written when it is
+// created; the rest is only reserved, so that a new journal opens quickly. Such a
+// segment is left for the next one once they are full.
 const eagerZeroBytes = 1 << 20
 
 // newSpare makes a file of size bytes of zeros under the spare's name, on the disk,
@@ -66,7 +70,7 @@ func newSpare(fsys fileSystem, dir string, size, written int64) (*spare, error) 
 		// Give the space back at once: others on this disk may need it.
 		return nil, errors.Join(fmt.Errorf("preallocate audit segment of %d bytes: %w", size, err), f.Close(), fsys.Remove(path))
 	}
-	return &spare{file: f, size: size}, nil
+	return &spare{file: f, size: size, written: written}, nil
 }
 
 // checkFree keeps a file system without preallocation from being filled to the last
@@ -97,7 +101,7 @@ func reuseSpare(fsys fileSystem, path string, size int64) *spare {
 		f.Close()
 		return nil
 	}
-	return &spare{file: f, size: size}
+	return &spare{file: f, size: size, written: size}
 }
 
 // fill writes the header and the first records into s and syncs it. It does not
@@ -125,7 +129,7 @@ func (s *spare) publish(fsys fileSystem, dir string, first uint64) (seg *segment
 	if err := fsys.SyncDir(dir); err != nil {
 		return nil, true, fmt.Errorf("sync audit directory: %w", err)
 	}
-	return &segment{name: name, path: path, file: s.file, size: s.size, info: info}, true, nil
+	return &segment{name: name, path: path, file: s.file, size: s.size, written: s.written, info: info}, true, nil
 }
 
 // prepare starts making the next segment in the background.
