@@ -17,7 +17,7 @@ import (
 var version = "devel"
 
 func main() {
-	tuneMalloc()
+	tune()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// A second signal ends a daemon that takes too long to finish.
 	context.AfterFunc(ctx, stop)

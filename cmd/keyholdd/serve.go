@@ -35,8 +35,10 @@ again when their files change. A token that cannot be used does not keep the
 daemon from starting: /readyz on the admin listener says what is wrong.
 
 On Linux the program starts itself again once, in the same process, with
-GLIBC_TUNABLES set so that the PKCS#11 library's memory costs less. Where that
-variable or GOGC is set already, it stays as it is.`,
+GLIBC_TUNABLES set so that the PKCS#11 library's memory costs less, and with a
+timer slack of 1 ms (PR_SET_TIMERSLACK), so that the kernel wakes fewer threads.
+Where GLIBC_TUNABLES or GOGC is set already, it stays as it is; KEYHOLD_TUNED=1
+keeps the program from being started again.`,
 		Args: cobra.NoArgs,
 	}
 	load := configFlag(cmd)

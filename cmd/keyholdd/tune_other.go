@@ -2,4 +2,4 @@
 
 package main
 
-func tuneMalloc() {}
+func tune() {}
