@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"net"
 	"strings"
+	"sync/atomic"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -24,6 +25,56 @@ const (
 	maxUserAgentBytes = 256
 )
 
+// connection is what authentication finds out about a connection, once for all of
+// its requests.
+type connection struct {
+	credentials.TLSInfo
+
+	sourceIP, version, suite string
+	// found is by whom, in which directory. A directory is never changed.
+	found atomic.Pointer[whose]
+}
+
+type whose struct {
+	in        *identity.Directory
+	principal *identity.Principal
+	subject   string
+	err       error
+}
+
+// connections makes TLS handshakes give a *connection.
+type connections struct {
+	credentials.TransportCredentials
+}
+
+// ServerHandshake is credentials.TransportCredentials's.
+func (c connections) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, auth, err := c.TransportCredentials.ServerHandshake(raw)
+	info, ok := auth.(credentials.TLSInfo)
+	if err != nil || !ok {
+		return conn, auth, err
+	}
+	return conn, &connection{
+		TLSInfo: info, sourceIP: address(raw.RemoteAddr()), version: tlsVersion(info.State.Version), suite: tls.CipherSuiteName(info.State.CipherSuite),
+	}, nil
+}
+
+// Clone is credentials.TransportCredentials's.
+func (c connections) Clone() credentials.TransportCredentials {
+	return connections{c.TransportCredentials.Clone()}
+}
+
+// whose finds out whose the certificate is, as the directory has it now.
+func (c *connection) whose(in *identity.Directory) *whose {
+	if w := c.found.Load(); w != nil && w.in == in {
+		return w
+	}
+	w := &whose{in: in}
+	w.principal, w.subject, w.err = in.Authenticate(c.State.VerifiedChains[0][0])
+	c.found.Store(w)
+	return w
+}
+
 // authenticate is step 1. TLS has verified the certificate's chain and the
 // possession of its key; this finds out whose it is. Refusals are counted and
 // logged sparingly, not audited: they must not fill a disk.
@@ -32,25 +83,24 @@ func (s *Server) authenticate(ctx context.Context, requestID string) (*identity.
 	if !ok {
 		return nil, s.refuse(ctx, requestID, "", "no peer")
 	}
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
-	if !ok || len(info.State.VerifiedChains) == 0 {
+	conn, ok := p.AuthInfo.(*connection)
+	if !ok || len(conn.State.VerifiedChains) == 0 {
 		return nil, s.refuse(ctx, requestID, address(p.Addr), "no verified client certificate")
 	}
-	principal, subject, err := s.cfg.Principals().Authenticate(info.State.VerifiedChains[0][0])
-	if err != nil {
-		return nil, s.refuse(ctx, requestID, address(p.Addr), err.Error())
+	w := conn.whose(s.cfg.Principals())
+	if w.err != nil {
+		return nil, s.refuse(ctx, requestID, conn.sourceIP, w.err.Error())
 	}
 	c := &identity.Caller{
-		Principal: principal, Subject: subject, Region: s.cfg.DefaultRegion, Door: "grpc", RequestID: requestID,
-		SourceIP: address(p.Addr), TLSVersion: tlsVersion(info.State.Version), CipherSuite: tls.CipherSuiteName(info.State.CipherSuite),
+		Principal: w.principal, Subject: w.subject, Region: s.cfg.DefaultRegion, Door: "grpc", RequestID: requestID,
+		SourceIP: conn.sourceIP, TLSVersion: conn.version, CipherSuite: conn.suite,
 	}
-	md, _ := metadata.FromIncomingContext(ctx)
 	// Several are never silently one of them, nor the default: no region has a
 	// comma in its name, so the core refuses what they make together.
-	if v := strings.Join(md.Get(regionHeader), ","); v != "" {
+	if v := strings.Join(metadata.ValueFromIncomingContext(ctx, regionHeader), ","); v != "" {
 		c.Region = v[:min(len(v), maxRegionBytes)]
 	}
-	if v := md.Get("user-agent"); len(v) > 0 {
+	if v := metadata.ValueFromIncomingContext(ctx, "user-agent"); len(v) > 0 {
 		c.UserAgent = v[0][:min(len(v[0]), maxUserAgentBytes)]
 	}
 	return c, nil

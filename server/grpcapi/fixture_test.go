@@ -157,6 +157,7 @@ const (
 
 // door is a running Server.
 type door struct {
+	directory atomic.Pointer[identity.Directory]
 	*grpcapi.Server
 	ca      *authority
 	address string
@@ -178,12 +179,9 @@ func open(t *testing.T, c *core) *door {
 	if err != nil {
 		t.Fatal(err)
 	}
-	directory, err := identity.NewDirectory([]identity.Binding{{Principal: appARN, Subjects: []string{app}}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	d.bind(t, app)
 	d.Server, err = grpcapi.New(grpcapi.Config{
-		Core: c, Principals: func() *identity.Directory { return directory }, TLS: conf, MaxConnections: 64, DefaultRegion: "us-east-1",
+		Core: c, Principals: d.directory.Load, TLS: conf, MaxConnections: 64, DefaultRegion: "us-east-1",
 		Logger: log, Refused: func() { d.refused.Add(1) },
 	})
 	if err != nil {
@@ -243,4 +241,14 @@ func writeFile(t *testing.T, path, text string) {
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// bind makes the application's principal known by these subjects and no others.
+func (d *door) bind(t *testing.T, subjects ...string) {
+	t.Helper()
+	directory, err := identity.NewDirectory([]identity.Binding{{Principal: appARN, Subjects: subjects}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.directory.Store(directory)
 }

@@ -193,6 +193,26 @@ func TestAuthentication(t *testing.T) {
 	}
 }
 
+// TestUnbinding: who calls is found out once a connection, but not for good.
+func TestUnbinding(t *testing.T) {
+	t.Parallel()
+	c := &core{do: func(context.Context, *identity.Caller, string, proto.Message) (proto.Message, error) {
+		return &keyholdv1.GenerateRandomResponse{}, nil
+	}}
+	d := open(t, c)
+	client := keyholdv1.NewCryptographyServiceClient(d.app(t))
+	for _, want := range []codes.Code{codes.OK, codes.Unauthenticated, codes.OK} {
+		if d.bind(t, app); want != codes.OK {
+			d.bind(t, unbound)
+		}
+		for range 2 {
+			if _, err := client.GenerateRandom(t.Context(), &keyholdv1.GenerateRandomRequest{}); status.Code(err) != want {
+				t.Errorf("%v, want %s", err, want)
+			}
+		}
+	}
+}
+
 func TestRegionMetadata(t *testing.T) {
 	t.Parallel()
 	var region string
