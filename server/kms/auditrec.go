@@ -40,7 +40,13 @@ func (s *Service) recordOutcome(ctx context.Context, c *call, resp proto.Message
 // returns.
 var recordBuffers = sync.Pool{New: func() any { return new(recordBuffer) }}
 
-type recordBuffer struct{ event, params, elements []byte }
+type recordBuffer struct {
+	event, params, elements []byte
+
+	e         audit.Event
+	members   []audit.Member
+	resources []audit.Resource
+}
 
 // batchBuffers are those of batches, whose records are side by side in one.
 var batchBuffers = sync.Pool{New: func() any { return new(recordBuffer) }}
@@ -96,7 +102,8 @@ func (s *Service) record(ctx context.Context, c *call, phase audit.Phase, resp p
 // encodeRecord appends the record of a call to buf.event; nothing, on an error.
 func (s *Service) encodeRecord(buf *recordBuffer, c *call, phase audit.Phase, resp proto.Message, failure *Error) (err error) {
 	defer recovered(c.op.name, &err)
-	e := s.event(c, phase, failure)
+	e := s.event(buf, c, phase, failure)
+	defer buf.forget()
 	buf.params, buf.elements = buf.params[:0], buf.elements[:0]
 	if c.validated {
 		buf.params = s.params.AppendMessage(buf.params, c.req)
@@ -110,27 +117,37 @@ func (s *Service) encodeRecord(buf *recordBuffer, c *call, phase audit.Phase, re
 	return nil
 }
 
-// event fills in what every record has.
-func (s *Service) event(c *call, phase audit.Phase, failure *Error) *audit.Event {
+// forget drops what is of one call.
+func (b *recordBuffer) forget() {
+	b.e = audit.Event{}
+	clear(b.members)
+	clear(b.resources)
+}
+
+// event fills in what every record has. The result is the buffer's.
+func (s *Service) event(buf *recordBuffer, c *call, phase audit.Phase, failure *Error) *audit.Event {
 	p := c.caller.Principal
-	e := &audit.Event{
+	buf.members = append(append(buf.members[:0], audit.Member{Key: "door", Value: c.caller.Door}, audit.Member{Key: "subject", Value: c.caller.Subject}), c.facts...)
+	buf.resources = buf.resources[:0]
+	for i := range c.subjects {
+		if sub := &c.subjects[i]; sub.rec != nil {
+			buf.resources = append(buf.resources, audit.Resource{ARN: sub.arn, AccountID: string(sub.account)})
+		}
+	}
+	e := &buf.e
+	*e = audit.Event{
 		UserIdentity: audit.UserIdentity{
 			Type: p.Type, ARN: p.ARN, PrincipalID: p.ARN, AccountID: string(p.Account), UserName: p.Name,
 		},
 		EventTime: c.start, EventName: c.op.name, AWSRegion: string(c.region),
 		SourceIPAddress: c.caller.SourceIP, UserAgent: c.caller.UserAgent,
-		Phase: phase, Additional: append([]audit.Member{{Key: "door", Value: c.caller.Door}, {Key: "subject", Value: c.caller.Subject}}, c.facts...),
+		Phase: phase, Additional: buf.members, Resources: buf.resources,
 		RequestID: c.caller.RequestID, EventID: newEventID(), ReadOnly: !c.op.mutates(),
 		RecipientAccountID: string(p.Account),
 		TLS:                audit.TLSDetails{Version: c.caller.TLSVersion, CipherSuite: c.caller.CipherSuite},
 	}
 	if failure != nil {
 		e.ErrorCode, e.ErrorMessage = string(failure.Code), failure.Message
-	}
-	for i := range c.subjects {
-		if sub := &c.subjects[i]; sub.rec != nil {
-			e.Resources = append(e.Resources, audit.Resource{ARN: sub.arn, AccountID: string(sub.account)})
-		}
 	}
 	return e
 }
