@@ -29,14 +29,35 @@ type SegmentPart struct {
 // HeadName is the name of the head file.
 const HeadName = headName
 
-// settlePause is the time between two looks at the head file.
-const settlePause = 10 * time.Millisecond
+const (
+	// settlePause is the time between two looks at the head file.
+	settlePause = 10 * time.Millisecond
+	// settleWait is how long a writer may take: far beyond its own StallTimeout.
+	settleWait = time.Minute
+)
+
+// Durable returns the newest point that the writer of the journal in dir has noted
+// as being on the disk; there may be newer ones. ErrNoJournal where there is none.
+func Durable(ctx context.Context, dir string) (Anchor, error) {
+	for attempt := 0; ; attempt++ {
+		_, at, found, err := readHead(osFS{}, dir)
+		switch {
+		case err == nil && found:
+			return at, nil
+		case err == nil:
+			return at, fmt.Errorf("%w: %s has no head file; hint: where there are segments, start the daemon once, it makes a new one", ErrNoJournal, dir)
+		case attempt == lockAttempts || ctx.Err() != nil:
+			return at, fmt.Errorf("read the audit journal's head file in %s: %w", dir, errors.Join(err, ctx.Err()))
+		}
+		time.Sleep(settlePause) // the writer may be at it just now
+	}
+}
 
 // Settle waits until all records that are in the journal now are known to be on
 // the disk, and returns the journal up to there, or a bit beyond, verified as
 // Verify does. A record whose Append has returned before Settle is called is in
-// it. It returns ctx's error if the writer does not come that far, ErrNoJournal, or
-// a *[Fault].
+// it. It returns a ctx's error if the writer does not come that far within a minute,
+// ErrNoJournal, or a *[Fault].
 //
 // It changes nothing, and runs beside the writer, who knows best what is on the
 // disk. Where there is none, all whole records are taken and synced, as Open does.
@@ -138,6 +159,8 @@ func (s *settling) whole() (Anchor, error) {
 
 // await waits until the writer says that count records are on the disk.
 func (s *settling) await(ctx context.Context, count uint64) (Anchor, error) {
+	ctx, cancel := context.WithTimeout(ctx, settleWait)
+	defer cancel()
 	pause := time.NewTicker(settlePause)
 	defer pause.Stop()
 	for {

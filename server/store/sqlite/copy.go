@@ -5,8 +5,11 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
+
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 )
 
 // FileName is the database's name in its data folder.
@@ -57,4 +60,29 @@ func vacuumInto(ctx context.Context, from, to string) error {
 	defer db.Close()
 	_, err := db.ExecContext(ctx, "VACUUM INTO ?", to)
 	return err
+}
+
+// RaiseSeals counts n sealing operations for every version of every AES key, up to
+// limit, as LeaseSeals does for one, and returns how many versions there are. A store
+// that is restored from a copy does not know how many were leased since.
+func (s *Store) RaiseSeals(ctx context.Context, n, limit uint64) (versions int, err error) {
+	limit = min(limit, math.MaxInt64)
+	err = s.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		// No overflow: counts are not negative, and min keeps the sum below limit.
+		res, err := tx.ExecContext(ctx, `INSERT INTO seal_counts (ref, key_id, count)
+			SELECT v.ref, v.key_id, max(coalesce(c.count, 0), min(?2, coalesce(c.count, 0) + min(?1, ?2)))
+			FROM key_versions v LEFT JOIN seal_counts c ON c.ref = v.ref WHERE v.locator_spec = ?3
+			ON CONFLICT (ref) DO UPDATE SET count = excluded.count`,
+			int64(min(n, limit)), int64(limit), keyholdv1.KeySpec_KEY_SPEC_SYMMETRIC_DEFAULT.String())
+		if err != nil {
+			return err
+		}
+		rows, err := res.RowsAffected()
+		versions = int(rows)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("raise seal counts: %w", err)
+	}
+	return versions, nil
 }

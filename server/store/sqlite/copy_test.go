@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 	"github.com/keyhold/keyhold/server/kms"
 )
 
@@ -115,5 +116,40 @@ func TestCopyHoldsAll(t *testing.T) {
 	}
 	if left, err := os.ReadDir(other); err != nil || len(left) > 0 {
 		t.Errorf("left %v, %v", left, err)
+	}
+}
+
+// TestRaiseSeals: counts go up, for versions without one too, never down, and
+// not beyond the limit.
+func TestRaiseSeals(t *testing.T) {
+	s := newStore(t)
+	insertN(t, s, 3)
+	refs := []kms.Ref{testKey(0).Versions[0].Ref, testKey(1).Versions[0].Ref, testKey(2).Versions[0].Ref}
+	lease := func(ref kms.Ref, n, limit uint64) {
+		t.Helper()
+		if _, _, err := s.LeaseSeals(t.Context(), ref, n, limit); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lease(refs[1], 90, 100)
+	lease(refs[2], 1000, 1000)
+	rsa := testKey(3)
+	rsa.Spec, rsa.Versions[0].Locator.Spec = keyholdv1.KeySpec_KEY_SPEC_RSA_2048, keyholdv1.KeySpec_KEY_SPEC_RSA_2048
+	must(t, s.InsertKey(t.Context(), rsa))
+	for range 2 {
+		if n, err := s.RaiseSeals(t.Context(), 40, 100); err != nil || n != 3 {
+			t.Fatalf("%d versions, %v", n, err)
+		}
+	}
+	for i, want := range []uint64{80, 100, 1000} {
+		if got, err := s.SealCount(t.Context(), refs[i]); err != nil || got != want {
+			t.Errorf("version %d: count %d, %v, want %d", i, got, err, want)
+		}
+	}
+	if n, err := s.RaiseSeals(t.Context(), 1<<63, 1<<63); err != nil || n != 3 {
+		t.Errorf("%d versions, %v", n, err)
+	}
+	if got, err := s.SealCount(t.Context(), rsa.Versions[0].Ref); err != nil || got != 0 {
+		t.Errorf("an RSA key: %d, %v", got, err)
 	}
 }
