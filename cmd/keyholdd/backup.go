@@ -186,7 +186,7 @@ func reportRestored(w io.Writer, r *backup.Restored, unchecked bool, config stri
 		case kms.OrphanRecord:
 			note = "the key is unavailable"
 		case kms.OrphanIntent:
-			note = "nobody was told of it"
+			note = "not finished when the backup was made; it may have been finished since"
 		}
 		fmt.Fprintf(w, "orphan     %s: object %x, key %s: %s\n", o.Kind, o.ObjectID, o.KeyID, note)
 	}
@@ -194,7 +194,11 @@ func reportRestored(w io.Writer, r *backup.Restored, unchecked bool, config stri
 		fmt.Fprintf(w, "pending    %s is deleted after %s, unless that is cancelled\n", k.ARN(), k.DeletionDate.UTC().Format(time.RFC3339))
 	}
 	for _, c := range r.Unsure {
-		fmt.Fprintf(w, "unsure     %s %s %s: recorded while the backup was made; look whether it is there\n", c.Time.Format(time.RFC3339), c.Name, c.Resource)
+		note := "recorded while the backup was made: look whether it holds"
+		if c.Name == "CreateKey" {
+			note = "finished while the backup was made: the key is NOT in the store"
+		}
+		fmt.Fprintf(w, "unsure     %s %s %s: %s\n", c.Time.Format(time.RFC3339), c.Name, c.Resource, note)
 	}
 	if n := r.Recorded - len(r.Unsure); n > 0 {
 		fmt.Fprintf(w, "unsure     and %d more\n", n)
@@ -208,7 +212,8 @@ What happened after %s is not in it:
   they encrypted does not open; do not destroy them before you know.
 - keys deleted since are back with SoftHSM; in an HSM they are gone, and their
   records unavailable. Disabled keys may be enabled, and aliases where they were.
-- deletions wait until you have looked at the clock: keyholdd confirm-clock.
+- deletions that were cancelled since are scheduled again. None is carried out
+  before you run keyholdd confirm-clock (unless trust_clock is set): look first.
 - the audit log of that time is another one: an anchor of it does not verify here.
   Keep what is left of it.
 Next: keyholdd doctor --config %s

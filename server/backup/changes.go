@@ -22,9 +22,8 @@ type Change struct {
 const maxChanges = 1000
 
 // changesSince returns the changes that the journal in dir records as done from
-// number from on, and how many there are in all. A CreateKey that is recorded and
-// not in the store is a key that somebody was told of.
-func changesSince(dir string, from uint64) (changes []Change, total int, err error) {
+// number from on and that match, and how many there are in all.
+func changesSince(dir string, from uint64, match func(Change) bool) (changes []Change, total int, err error) {
 	for rec, err := range audit.Read(dir, from) {
 		if err != nil {
 			return nil, 0, fmt.Errorf("read what was recorded last: %w", err)
@@ -47,14 +46,16 @@ func changesSince(dir string, from uint64) (changes []Change, total int, err err
 		if e.Additional.Phase != audit.PhaseOutcome || e.ErrorCode != "" {
 			continue
 		}
-		if total++; total > maxChanges {
-			continue
-		}
 		c := Change{Seq: rec.Seq, Time: rec.Time, Name: e.EventName}
 		if len(e.Resources) > 0 {
 			c.Resource = e.Resources[0].ARN
 		}
-		changes = append(changes, c)
+		if !match(c) {
+			continue
+		}
+		if total++; total <= maxChanges {
+			changes = append(changes, c)
+		}
 	}
 	return changes, total, nil
 }

@@ -23,9 +23,10 @@
 // file systems, verifies it, opens the tokens, and moves it with a mark in the
 // data folder, which the daemon refuses to start on. What a restored store cannot
 // know is how often keys were used since; Restore counts that in advance, so that
-// no key version encrypts more than 2^32 times, and writes an event of its own to
-// the journal, from which on the journal is another one than that which went on
-// without the backup.
+// no key version encrypts more than 2^32 times. Nor can it know which deletions were
+// cancelled since: none is carried out before an operator has confirmed the clock.
+// Restore writes an event of its own to the journal, from which on the journal is
+// another one than that which went on without the backup.
 //
 // The archive is a plain tar file, in which manifest.json, the first entry, names
 // all that follows with size and SHA-256. Nothing in it is encrypted that was not

@@ -188,6 +188,9 @@ func wantRestored(t testing.TB, s *set, cfg *server.Config, seals uint64) {
 	if n, err := store.SealCount(t.Context(), s.ref); err != nil || n != seals {
 		t.Errorf("seal count %d, %v, want %d", n, err, seals)
 	}
+	if tick, err := store.LastTick(t.Context()); err != nil || time.Since(tick) < 23*time.Hour || tick.IsZero() {
+		t.Errorf("the tick %s, %v, holds no deletion", tick, err)
+	}
 	report, err := audit.Verify(cfg.Audit.Dir, audit.VerifyOptions{From: &s.end})
 	if err != nil || report.Last.Count != records+1 {
 		t.Errorf("the journal: %+v, %v", report, err)

@@ -65,7 +65,8 @@ type Restored struct {
 	// of the restore.
 	End, Now audit.Anchor
 	// Unsure are changes that were recorded while the backup was made, at most
-	// 1000 of Recorded: the store may be as it was before them.
+	// 1000 of Recorded: the store may be as it was before them. A CreateKey among
+	// them is a key that the store does not have, or not finished.
 	Unsure   []Change
 	Recorded int
 	// Pending are keys whose deletion was scheduled.
@@ -143,7 +144,7 @@ func (r *restorer) ready(ctx context.Context) ([]move, error) {
 	if err := r.extract(ctx, a); err != nil {
 		return nil, err
 	}
-	for _, step := range []func(context.Context) error{r.store, r.journal, r.tokens, r.seals, r.record} {
+	for _, step := range []func(context.Context) error{r.store, r.journal, r.tokens, r.unknown, r.record} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
@@ -250,12 +251,32 @@ func (r *restorer) extract(ctx context.Context, a *reader) error {
 			return err
 		}
 	}
+	if err := r.lockFiles(); err != nil {
+		return err
+	}
 	for dir := range folders {
 		if err := errors.Join(syncDir(dir), syncDir(filepath.Dir(dir))); err != nil {
 			return err
 		}
 	}
 	return a.end()
+}
+
+// lockFiles makes the empty lock files of a SoftHSM token's objects, which a
+// backup does not hold: SoftHSM 2.6.1 removes an object's lock file with it, and
+// where there is none C_DestroyObject fails, with the object half gone.
+func (r *restorer) lockFiles() error {
+	for _, f := range r.m.Files {
+		path := r.staged(f.Name)
+		object, ok := strings.CutSuffix(path, ".object")
+		if !ok || !strings.HasPrefix(f.Name, tokensFolder) {
+			continue
+		}
+		if err := createFile(object+".lock", func(*os.File) error { return nil }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // store checks the staged store, and brings its schema up to date.
@@ -303,9 +324,18 @@ func (r *restorer) journal(context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.out.Unsure, r.out.Recorded, err = changesSince(dir, atStore.Count)
+	finished := make(map[string]bool)
+	for _, k := range r.keys {
+		finished[k.ARN()] = k.State != keyholdv1.KeyState_KEY_STATE_CREATING
+	}
+	r.out.Unsure, r.out.Recorded, err = changesSince(dir, atStore.Count, func(c Change) bool {
+		return c.Name != createKey || !finished[c.Resource]
+	})
 	return err
 }
+
+// createKey is the operation whose effect shows in the store.
+const createKey = "CreateKey"
 
 // tokens opens the staged tokens, and those of other makes where they are, and
 // wants each key to be there.
@@ -339,8 +369,9 @@ func (r *restorer) tokens(ctx context.Context) error {
 		ErrMissing, len(missing), len(r.keys), strings.Join(shown, ", "))
 }
 
-// seals counts what the store cannot know of.
-func (r *restorer) seals(ctx context.Context) error {
+// unknown makes the store careful about what it cannot know: how often keys were
+// used since, and which deletions were cancelled.
+func (r *restorer) unknown(ctx context.Context) error {
 	s, err := sqlite.Open(ctx, r.t.stage(r.t.data), sqlite.Options{Program: r.o.Program})
 	if err != nil {
 		return err
@@ -357,6 +388,11 @@ func (r *restorer) seals(ctx context.Context) error {
 			}
 		}
 	}
+	if err == nil {
+		// The clock has jumped since this tick: nothing is destroyed until an
+		// operator has confirmed the clock, and could look at the deletions first.
+		err = s.Tick(ctx, r.m.Created.Add(-heldTick))
+	}
 	if err = errors.Join(err, s.Close()); err != nil {
 		return err
 	}
@@ -366,6 +402,10 @@ func (r *restorer) seals(ctx context.Context) error {
 	}
 	return nil
 }
+
+// heldTick is how far before the backup the restored clock's tick is: more than
+// the hour that holds deletions.
+const heldTick = 24 * time.Hour
 
 // record writes the restore into the staged journal: from here on it is another
 // one than that which went on without the backup.
