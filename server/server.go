@@ -94,7 +94,7 @@ func New(ctx context.Context, cfg *Config, opts Options) (s *Server, err error) 
 	if err != nil {
 		return s, err
 	}
-	s.metrics.Watch(s.Core, s.tokens)
+	s.metrics.Watch(s.Core, s.tokens, s.journal)
 	return s, nil
 }
 

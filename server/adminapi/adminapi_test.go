@@ -94,12 +94,18 @@ func TestHealthAndReadiness(t *testing.T) {
 	}
 }
 
+// journal is an audit log on a full disk.
+type journal struct{}
+
+func (journal) Status() audit.Status { return audit.Status{SegmentLeft: 4096, SpareFailed: true} }
+func (journal) Healthy() error       { return audit.ErrFull }
+
 // TestMetrics feeds every observer once and wants to see it.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	m := adminapi.NewMetrics()
 	c := &core{}
-	m.Watch(c, nil)
+	m.Watch(c, nil, journal{})
 	m.Operation("Encrypt", "", time.Millisecond, kms.Timing{Queue: time.Microsecond, Token: 2 * time.Microsecond, Audit: 3 * time.Microsecond})
 	m.Operation("Encrypt", kms.CodeDisabled, time.Millisecond, kms.Timing{})
 	m.Refused()
@@ -130,6 +136,9 @@ func TestMetrics(t *testing.T) {
 		`keyhold_token_reinitialized_total{result="failed",token="home"} 1`,
 		`keyhold_ready 1`,
 		`keyhold_clock_held 1`,
+		`keyhold_audit_healthy 0`,
+		`keyhold_audit_segment_left_bytes 4096`,
+		`keyhold_audit_no_next_segment 1`,
 		`keyhold_keys{state="Enabled"} 3`,
 		`keyhold_keys{state="PendingDeletion"} 1`,
 		`keyhold_orphans{kind="object without record"} 1`,
