@@ -7,6 +7,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -151,4 +154,26 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	c.down.Store(true)
+}
+
+// TestOperationsPage: what docs/operations.md tells operators to watch is there.
+func TestOperationsPage(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "operations.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, err := os.ReadFile("metrics.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile(`keyhold_[a-z_]+`).FindAllString(string(page), -1)
+	for _, name := range names {
+		if !strings.Contains(string(source), `"`+name+`"`) {
+			t.Errorf("the page names %s, which is not served", name)
+		}
+	}
+	if len(names) < 10 {
+		t.Errorf("the page names %q: the test looks in the wrong place", names)
+	}
 }
