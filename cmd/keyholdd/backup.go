@@ -125,7 +125,9 @@ How often keys have encrypted since the backup is not known to it, and a version
 a key must not encrypt more than 2^32 times: each is counted as having done so
 --sealed-since times since. The number of audit records since is always enough.
 
-An HSM's own backup is restored with its vendor's tools, before this.
+An HSM's own backup is restored with its vendor's tools, before this. Where only the
+database is lost, --keep-audit-log and --keep-tokens leave the newer log and tokens in
+place; the log tells then what the restored database does not know.
 Run it as the daemon's user.`,
 		Example: `  keyholdd restore --config keyholdd.yaml /srv/backup/keyhold-2026-01-31.tar
   age -d -i backup.key keyhold-2026-01-31.tar.age | keyholdd restore --config keyholdd.yaml -`,
@@ -135,7 +137,9 @@ Run it as the daemon's user.`,
 	flags := cmd.Flags()
 	flags.StringVar(&opts.Manifest, "manifest", "", "SHA-256 that keyholdd backup printed: refuse another backup")
 	flags.StringVar(&since, "since", "", "anchor of the audit log, COUNT:HASH, kept elsewhere: refuse a log that does not contain it")
-	flags.Uint64Var(&sealed, "sealed-since", backup.DefaultSealedSince, "how often a version of a key may have encrypted since the backup")
+	flags.Uint64Var(&sealed, "sealed-since", backup.DefaultSealedSince, "how often a version of a key may have encrypted since the backup; what an audit log that is kept tells, if that is")
+	flags.BoolVar(&opts.KeepJournal, "keep-audit-log", false, "the audit log is not lost: leave it in place, and go on in it")
+	flags.BoolVar(&opts.KeepTokens, "keep-tokens", false, "SoftHSM's tokens are not lost: leave them in place")
 	flags.BoolVar(&opts.AllowMissing, "allow-missing-keys", false, "restore records of keys that are not in their token")
 	flags.BoolVar(&opts.SkipTokens, "skip-token-check", false, "do not log in to the tokens to see that they hold the keys")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -151,7 +155,10 @@ Run it as the daemon's user.`,
 			return err
 		}
 		forbidCoreDumps(slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)))
-		opts.Config, opts.Program, opts.SealedSince, opts.In = cfg, "keyholdd "+version, &sealed, cmd.InOrStdin()
+		opts.Config, opts.Program, opts.In = cfg, "keyholdd "+version, cmd.InOrStdin()
+		if cmd.Flags().Changed("sealed-since") {
+			opts.SealedSince = &sealed
+		}
 		if args[0] != stdio {
 			f, err := os.Open(args[0])
 			if err != nil {
@@ -162,14 +169,14 @@ Run it as the daemon's user.`,
 		}
 		restored, err := backup.Restore(cmd.Context(), opts)
 		if restored != nil {
-			reportRestored(cmd.OutOrStdout(), restored, opts.SkipTokens, cmd.Flag("config").Value.String())
+			reportRestored(cmd.OutOrStdout(), restored, opts, cmd.Flag("config").Value.String())
 		}
 		return err
 	}
 	return cmd
 }
 
-func reportRestored(w io.Writer, r *backup.Restored, unchecked bool, config string) {
+func reportRestored(w io.Writer, r *backup.Restored, opts backup.RestoreOptions, config string) {
 	m := r.Manifest
 	fmt.Fprintf(w, "restored   installation %s as of %s: %d keys, %d aliases\n", m.Store.Instance, m.Created.Format(time.RFC3339), m.Store.Keys, m.Store.Aliases)
 	for _, p := range r.Places {
@@ -177,7 +184,7 @@ func reportRestored(w io.Writer, r *backup.Restored, unchecked bool, config stri
 	}
 	fmt.Fprintf(w, "audit log  continues from %s\n           and stands at %s, with the event RestoreBackup\n", r.End, r.Now)
 	fmt.Fprintf(w, "seals      %d counted for each of %d versions of AES keys; %d of them encrypt no more\n", r.SealedSince, r.Versions, r.Spent)
-	if unchecked {
+	if opts.SkipTokens {
 		fmt.Fprintln(w, "tokens     NOT looked at")
 	}
 	for _, o := range r.Orphans {
@@ -194,17 +201,23 @@ func reportRestored(w io.Writer, r *backup.Restored, unchecked bool, config stri
 		fmt.Fprintf(w, "pending    %s is deleted after %s, unless that is cancelled\n", k.ARN(), k.DeletionDate.UTC().Format(time.RFC3339))
 	}
 	for _, c := range r.Unsure {
-		note := "recorded while the backup was made: look whether it holds"
+		note := "recorded after the store was copied: do it again if it must hold"
 		if c.Name == "CreateKey" {
-			note = "finished while the backup was made: the key is NOT in the store"
+			note = "recorded after the store was copied: the key is NOT in it"
 		}
 		fmt.Fprintf(w, "unsure     %s %s %s: %s\n", c.Time.Format(time.RFC3339), c.Name, c.Resource, note)
 	}
 	if n := r.Recorded - len(r.Unsure); n > 0 {
-		fmt.Fprintf(w, "unsure     and %d more\n", n)
+		fmt.Fprintf(w, "unsure     and %d more, in the audit log\n", n)
 	}
 	if len(r.Unserved) > 0 {
 		fmt.Fprintf(w, "unserved   the configuration lacks regions that have keys: %s\n", strings.Join(r.Unserved, ", "))
+	}
+	fork := `- the audit log of that time is another one: an anchor of it does not verify here.
+  Keep what is left of it.
+`
+	if opts.KeepJournal {
+		fork = "- the audit log tells of it: see the lines \"unsure\" above.\n"
 	}
 	fmt.Fprintf(w, `
 What happened after %s is not in it:
@@ -214,8 +227,6 @@ What happened after %s is not in it:
   records unavailable. Disabled keys may be enabled, and aliases where they were.
 - deletions that were cancelled since are scheduled again. None is carried out
   before you run keyholdd confirm-clock (unless trust_clock is set): look first.
-- the audit log of that time is another one: an anchor of it does not verify here.
-  Keep what is left of it.
-Next: keyholdd doctor --config %s
-`, m.Created.Format(time.RFC3339), config)
+%sNext: keyholdd doctor --config %s
+`, m.Created.Format(time.RFC3339), fork, config)
 }

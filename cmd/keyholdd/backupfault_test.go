@@ -243,6 +243,53 @@ func TestRestoreWithAnotherToken(t *testing.T) {
 	verifyAudit(t, dir)
 }
 
+// TestRestoreOfStoreAlone is the loss of the database and nothing else: log and
+// token live on, and the log tells what the restored store does not know.
+func TestRestoreOfStoreAlone(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "dev")
+	config, archive := filepath.Join(dir, "keyholdd.yaml"), filepath.Join(t.TempDir(), "backup.tar")
+	d := start(t, dir)
+	c := d.dial(t)
+	kept, err := makeKey(t.Context(), c, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustKeyholdd(t, "backup", "--config", config, archive)
+	later, err := makeKey(t.Context(), c, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := kept.metadata.GetKeyId()
+	if _, err := c.Keys.DisableKey(t.Context(), &keyholdv1.DisableKeyRequest{KeyId: id}); err != nil {
+		t.Fatal(err)
+	}
+	d.kill()
+	lost, err := filepath.Glob(filepath.Join(dir, "data", "[kp]*"))
+	if err != nil || len(lost) < 2 {
+		t.Fatalf("%q, %v", lost, err)
+	}
+	for _, path := range lost {
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	report := mustKeyholdd(t, "restore", "--config", config, "--keep-audit-log", "--keep-tokens", archive)
+	t.Logf("%s", report)
+	for _, want := range []string{
+		"CreateKey " + later.metadata.GetArn() + ": recorded after the store was copied: the key is NOT in it",
+		"DisableKey " + kept.metadata.GetArn(), "object without record", "of it: see",
+	} {
+		if !strings.Contains(report, want) {
+			t.Errorf("the report lacks %q", want)
+		}
+	}
+	d = start(t, dir)
+	kept.check(t, d.dial(t)) // enabled, as it was
+	d.stop(t)
+	verifyAudit(t, dir)
+}
+
 // asExternal rewrites an archive to one whose token is backed up elsewhere.
 func asExternal(t *testing.T, archive string) string {
 	t.Helper()

@@ -9,11 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
-
-	"github.com/google/uuid"
 
 	"github.com/keyhold/keyhold/hsm"
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
@@ -27,6 +24,10 @@ import (
 // backup a restore allows for: 1/16 of what a version may do in its life. One
 // that does 3,000 a second around the clock takes a day for it.
 const DefaultSealedSince = 1 << 28
+
+// lostRecords is how many records of durability "written" may be lost with the
+// power, generously: they are of the last second.
+const lostRecords = 1 << 20
 
 // maxSeals is what a version of an AES key may encrypt in its life
 // (NIST SP 800-38D, 8.3).
@@ -44,8 +45,14 @@ type RestoreOptions struct {
 	// Since is a point of the journal that was kept elsewhere, and that the
 	// backup's journal must contain. Optional.
 	Since *audit.Anchor
+	// KeepJournal leaves the journal that is in audit.dir in place, which must
+	// contain the point where the backup's ends.
+	KeepJournal bool
+	// KeepTokens leaves SoftHSM's tokens in place, as tokens of other makes are.
+	KeepTokens bool
 	// SealedSince is how often each version of a key may have encrypted since the
-	// backup was made; that is counted as done. Optional: DefaultSealedSince.
+	// backup was made; that is counted as done. Optional: with KeepJournal what that
+	// tells, else DefaultSealedSince.
 	SealedSince *uint64
 	// AllowMissing restores records of keys whose material is not in the token.
 	AllowMissing bool
@@ -64,9 +71,10 @@ type Restored struct {
 	// End is where the backup's journal ended, Now where it stands with the event
 	// of the restore.
 	End, Now audit.Anchor
-	// Unsure are changes that were recorded while the backup was made, at most
-	// 1000 of Recorded: the store may be as it was before them. A CreateKey among
-	// them is a key that the store does not have, or not finished.
+	// Unsure are changes that the journal tells of and that the store may not have, at
+	// most 1000 of Recorded: those recorded while the backup was made, and with
+	// KeepJournal all since. A CreateKey among them is a key that the store does not
+	// have, or not finished.
 	Unsure   []Change
 	Recorded int
 	// Pending are keys whose deletion was scheduled.
@@ -95,18 +103,14 @@ func Restore(ctx context.Context, o RestoreOptions) (*Restored, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	if o.SealedSince == nil {
-		n := uint64(DefaultSealedSince)
-		o.SealedSince = &n
-	}
 	if err := setEnvironment(o.Config); err != nil {
 		return nil, err
 	}
-	t, err := claim(o.Config)
+	t, err := claim(o.Config, o.KeepJournal)
 	if err != nil {
 		return nil, err
 	}
-	r := &restorer{o: o, t: t, out: &Restored{SealedSince: *o.SealedSince}}
+	r := &restorer{o: o, t: t, out: &Restored{}}
 	moves, err := r.ready(ctx)
 	if err == nil {
 		err = t.commit(moves)
@@ -157,7 +161,7 @@ func (r *restorer) ready(ctx context.Context) ([]move, error) {
 func (r *restorer) place(ctx context.Context) error {
 	folders := false
 	for _, t := range r.m.Tokens {
-		if t.Folder == "" {
+		if t.Folder == "" || r.o.KeepTokens {
 			continue
 		}
 		folders = true
@@ -222,9 +226,13 @@ func (r *restorer) staged(name string) string {
 	case storeFolder:
 		return filepath.Join(r.t.stage(r.t.data), rest)
 	case auditFolder:
-		return filepath.Join(r.t.stage(r.t.audit), rest)
+		if !r.o.KeepJournal {
+			return filepath.Join(r.t.stage(r.t.audit), rest)
+		}
 	case tokensFolder:
-		return filepath.Join(r.t.stage(r.t.tokens), "tokens", rest)
+		if !r.o.KeepTokens {
+			return filepath.Join(r.t.stage(r.t.tokens), "tokens", rest)
+		}
 	}
 	return ""
 }
@@ -309,34 +317,6 @@ func (r *restorer) store(ctx context.Context) error {
 	return nil
 }
 
-// journal verifies the staged journal.
-func (r *restorer) journal(context.Context) error {
-	dir := r.t.stage(r.t.audit)
-	report, err := audit.Verify(dir, audit.VerifyOptions{From: r.o.Since, AllowMissingStart: true})
-	if err != nil {
-		return fmt.Errorf("the backup's audit log: %w", err)
-	}
-	if report.Last.String() != r.m.Journal.End || report.Journal != r.m.Journal.ID {
-		return fmt.Errorf("%w: the audit log is %s up to %s, the manifest says %s up to %s", ErrDamaged, report.Journal, report.Last, r.m.Journal.ID, r.m.Journal.End)
-	}
-	r.out.End = report.Last
-	atStore, err := audit.ParseAnchor(r.m.Journal.AtStore)
-	if err != nil {
-		return err
-	}
-	finished := make(map[string]bool)
-	for _, k := range r.keys {
-		finished[k.ARN()] = k.State != keyholdv1.KeyState_KEY_STATE_CREATING
-	}
-	r.out.Unsure, r.out.Recorded, err = changesSince(dir, atStore.Count, func(c Change) bool {
-		return c.Name != createKey || !finished[c.Resource]
-	})
-	return err
-}
-
-// createKey is the operation whose effect shows in the store.
-const createKey = "CreateKey"
-
 // tokens opens the staged tokens, and those of other makes where they are, and
 // wants each key to be there.
 func (r *restorer) tokens(ctx context.Context) error {
@@ -407,68 +387,27 @@ func (r *restorer) unknown(ctx context.Context) error {
 // the hour that holds deletions.
 const heldTick = 24 * time.Hour
 
-// record writes the restore into the staged journal: from here on it is another
-// one than that which went on without the backup.
-func (r *restorer) record(ctx context.Context) error {
-	dir := r.t.stage(r.t.audit)
-	j, err := audit.Open(dir, audit.Options{SegmentBytes: r.o.Config.Audit.SegmentBytes, Now: r.o.Now})
-	if err != nil {
-		return err
-	}
-	id, err := uuid.NewRandom()
-	if err == nil {
-		_, err = j.Append(ctx, audit.Protected, audit.Synced, r.event(id.String()))
-	}
-	r.out.Now = j.Durable()
-	wait, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeWait)
-	defer cancel()
-	if err = errors.Join(err, j.Close(wait)); err != nil {
-		return fmt.Errorf("record the restore: %w", err)
-	}
-	report, err := audit.Verify(dir, audit.VerifyOptions{From: &r.out.End})
-	if err != nil || report.Last != r.out.Now {
-		return fmt.Errorf("the audit log with the event of the restore ends at %s, want %s: %w", report.Last, r.out.Now, err)
-	}
-	return nil
-}
-
-// event is what the journal tells of the restore.
-func (r *restorer) event(id string) []byte {
-	e := audit.Event{
-		UserIdentity: audit.UserIdentity{Type: "AWSService", InvokedBy: ownName}, EventTime: r.o.Now(), EventName: "RestoreBackup",
-		SourceIPAddress: ownName, UserAgent: ownName, EventID: id, EventType: audit.TypeService,
-		Additional: []audit.Member{
-			{Key: "backupCreated", Value: r.m.Created.Format(time.RFC3339Nano)},
-			{Key: "manifestSHA256", Value: r.out.SHA256},
-			{Key: "continuesFrom", Value: r.out.End.String()},
-			{Key: "sealsCounted", Value: strconv.FormatUint(r.out.SealedSince, 10)},
-		},
-	}
-	return e.AppendJSON(nil)
-}
-
-// ownName is who did what no request asked for, as in the core's events.
-const ownName = "keyhold"
-
 // moves lists what goes where. Tokens first, the store last: without it there is
 // no installation.
 func (r *restorer) moves() ([]move, error) {
 	var moves []move
 	done := make(map[string]bool)
 	for _, t := range r.m.Tokens {
-		if t.Folder != "" && !done[t.Folder] {
+		if t.Folder != "" && !done[t.Folder] && !r.o.KeepTokens {
 			done[t.Folder] = true
 			moves = append(moves, move{filepath.Join(r.t.stage(r.t.tokens), "tokens", t.Folder), filepath.Join(r.t.tokens, t.Folder)})
 		}
 	}
-	entries, err := os.ReadDir(r.t.stage(r.t.audit))
-	if err != nil {
-		return nil, err
-	}
-	for _, e := range entries {
-		// The journal's next segment, if it has made one, it makes again.
-		if e.Name() == audit.HeadName || strings.HasSuffix(e.Name(), ".khj") {
-			moves = append(moves, move{filepath.Join(r.t.stage(r.t.audit), e.Name()), filepath.Join(r.t.audit, e.Name())})
+	if !r.o.KeepJournal {
+		entries, err := os.ReadDir(r.t.stage(r.t.audit))
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			// The journal's next segment, if it has made one, it makes again.
+			if e.Name() == audit.HeadName || strings.HasSuffix(e.Name(), ".khj") {
+				moves = append(moves, move{filepath.Join(r.t.stage(r.t.audit), e.Name()), filepath.Join(r.t.audit, e.Name())})
+			}
 		}
 	}
 	moves = append(moves, move{filepath.Join(r.t.stage(r.t.data), sqlite.FileName), filepath.Join(r.t.data, sqlite.FileName)})

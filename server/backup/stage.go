@@ -45,14 +45,17 @@ type targets struct {
 	data, audit string
 	tokens      string // SoftHSM's folder of tokens; empty where no token is restored
 
+	// kept tells that the journal is left as it is.
+	kept bool
+
 	mark *os.File
 	plan plan
 }
 
 // claim makes the data folder if need be, and the mark in it. It takes back what
 // an interrupted restore left. Nobody else restores there until done or undo.
-func claim(cfg *server.Config) (*targets, error) {
-	t := &targets{}
+func claim(cfg *server.Config, keepJournal bool) (*targets, error) {
+	t := &targets{kept: keepJournal}
 	var err error
 	if t.data, err = filepath.Abs(cfg.DataDir); err != nil {
 		return nil, err
@@ -71,7 +74,7 @@ func claim(cfg *server.Config) (*targets, error) {
 	if marked, err := exists(server.RestoreMark(cfg)); err != nil {
 		return nil, err
 	} else if !marked {
-		if err := empty(t.data, t.audit); err != nil {
+		if err := t.emptyData(); err != nil {
 			return nil, err
 		}
 	}
@@ -232,10 +235,13 @@ func (t *targets) unmark() error {
 
 // prepare checks that the targets are empty and makes the stages.
 func (t *targets) prepare() error {
-	if err := empty(t.data, t.audit); err != nil {
+	if err := t.emptyData(); err != nil {
 		return err
 	}
-	dirs := []string{t.data, t.audit}
+	dirs := []string{t.data}
+	if !t.kept {
+		dirs = append(dirs, t.audit)
+	}
 	if t.tokens != "" {
 		dirs = append(dirs, t.tokens)
 	}
@@ -281,9 +287,21 @@ func (t *targets) prepare() error {
 	return nil
 }
 
+// emptyData wants nothing in the data folder but the folder of the journal, empty
+// unless the journal is kept.
+func (t *targets) emptyData() error {
+	if err := empty(t.data, t.audit); err != nil || t.kept {
+		return err
+	}
+	if found, err := exists(t.audit); err != nil || !found {
+		return err
+	}
+	return empty(t.audit, "")
+}
+
 // empty wants nothing in a folder but what a restore, or a file system, has made,
-// and an empty folder for the journal.
-func empty(dir, audit string) error {
+// and the folder except.
+func empty(dir, except string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
@@ -292,10 +310,7 @@ func empty(dir, audit string) error {
 		path := filepath.Join(dir, e.Name())
 		switch {
 		case e.Name() == stageName, e.Name() == "restore.unfinished", e.Name() == "keyhold.lock", e.Name() == "lost+found":
-		case path == audit && e.IsDir():
-			if err := empty(path, ""); err != nil {
-				return err
-			}
+		case path == except && e.IsDir():
 		default:
 			return fmt.Errorf("%s is not empty (there is %s): %w; hint: a restore overwrites nothing. If an installation is there, stop it and move its folders away; keep them, they may hold newer records", dir, e.Name(), fs.ErrExist)
 		}
