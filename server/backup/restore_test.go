@@ -272,7 +272,7 @@ func TestInterrupted(t *testing.T) {
 	t.Parallel()
 	s := newSet(t)
 	a := s.archive(t, nil)
-	steps := 0
+	var steps int
 	for step := 0; ; step++ {
 		cfg := target(t, t.TempDir())
 		moved, finished := interrupt(t, cfg, a, step)

@@ -25,10 +25,9 @@ const (
 
 // token is a token of the configuration.
 type token struct {
-	name   string
-	cfg    hsm.Config
-	slot   hsm.SlotInfo
-	folder string // name of the folder of a SoftHSM token, else empty
+	name string
+	cfg  hsm.Config
+	slot hsm.SlotInfo
 }
 
 // softhsm tells whether the token's files are in the backup.
