@@ -6,8 +6,10 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -57,8 +59,12 @@ configuration names.`,
 		if opts.ConfigFile, err = filepath.Abs(cmd.Flag("config").Value.String()); err != nil {
 			return err
 		}
-		report := cmd.ErrOrStderr() // standard output may be the archive
-		if args[0] != stdio {
+		report := cmd.ErrOrStderr() // standard output is the archive
+		if args[0] == stdio {
+			// A reader that ends early is an error, and no death that leaves copies of
+			// tokens lying about.
+			signal.Ignore(syscall.SIGPIPE)
+		} else {
 			opts.Out, report = args[0], cmd.OutOrStdout()
 		}
 		made, err := backup.Make(cmd.Context(), opts)
@@ -150,30 +156,35 @@ Run it as the daemon's user.`,
 			}
 			opts.Since = &anchor
 		}
-		cfg, err := load()
-		if err != nil {
-			return err
-		}
-		forbidCoreDumps(slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)))
-		opts.Config, opts.Program, opts.In = cfg, "keyholdd "+version, cmd.InOrStdin()
-		if cmd.Flags().Changed("sealed-since") {
+		if flags.Changed("sealed-since") {
 			opts.SealedSince = &sealed
 		}
-		if args[0] != stdio {
-			f, err := os.Open(args[0])
-			if err != nil {
-				return fmt.Errorf("open the backup: %w", err)
-			}
-			defer f.Close()
-			opts.In = f
+		var err error
+		if opts.Config, err = load(); err != nil {
+			return err
 		}
-		restored, err := backup.Restore(cmd.Context(), opts)
-		if restored != nil {
-			reportRestored(cmd.OutOrStdout(), restored, opts, cmd.Flag("config").Value.String())
-		}
-		return err
+		return runRestore(cmd, opts, args[0])
 	}
 	return cmd
+}
+
+func runRestore(cmd *cobra.Command, opts backup.RestoreOptions, in string) error {
+	// It reads PINs.
+	forbidCoreDumps(slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)))
+	opts.Program, opts.In = "keyholdd "+version, cmd.InOrStdin()
+	if in != stdio {
+		f, err := os.Open(in)
+		if err != nil {
+			return fmt.Errorf("open the backup: %w", err)
+		}
+		defer f.Close()
+		opts.In = f
+	}
+	restored, err := backup.Restore(cmd.Context(), opts)
+	if restored != nil {
+		reportRestored(cmd.OutOrStdout(), restored, opts, cmd.Flag("config").Value.String())
+	}
+	return err
 }
 
 func reportRestored(w io.Writer, r *backup.Restored, opts backup.RestoreOptions, config string) {

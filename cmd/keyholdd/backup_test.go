@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -262,12 +263,14 @@ func TestBackupDrill(t *testing.T) {
 	checkOrphans(t, dir)
 }
 
-// TestBackupOfStoppedDaemon: also of one that was killed, to a pipe, with secrets.
+// TestBackupOfStoppedDaemon: also of one that was killed, with two tokens, to a
+// pipe, with secrets.
 func TestBackupOfStoppedDaemon(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "dev")
 	config := filepath.Join(dir, "keyholdd.yaml")
-	d := start(t, dir)
+	regions := []string{"--region", "us-east-1", "--region", "eu-central-1"}
+	d := start(t, dir, regions...)
 	k, err := makeKey(t.Context(), d.dial(t), 0)
 	if err != nil {
 		t.Fatal(err)
@@ -280,6 +283,10 @@ func TestBackupOfStoppedDaemon(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, &report)
 	}
+	if n := strings.Count(report.String(), "in the backup"); n != 2 {
+		t.Errorf("%d tokens in the backup:\n%s", n, &report)
+	}
+	brokenPipe(t, config)
 	// All but SoftHSM's SO PIN is there: a machine of its own.
 	wipe(t, dir)
 	pin := filepath.Join(dir, "softhsm", "keyhold-us-east-1.pin")
@@ -311,8 +318,30 @@ func TestBackupOfStoppedDaemon(t *testing.T) {
 	if out, err := fromPipe(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	d = start(t, dir)
+	d = start(t, dir, regions...)
 	k.check(t, d.dial(t))
 	d.stop(t)
 	verifyAudit(t, dir)
+}
+
+// brokenPipe wants nothing left of a backup whose reader ends early.
+func brokenPipe(t *testing.T, config string) {
+	t.Helper()
+	temp := t.TempDir()
+	cmd := exec.CommandContext(t.Context(), binaries.keyholdd, "backup", "--config", config, "-")
+	cmd.Env = append(os.Environ(), "TMPDIR="+temp)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	var stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = w, &stderr
+	err = cmd.Run()
+	w.Close()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(stderr.String(), "broken pipe") {
+		t.Errorf("backup into a broken pipe: %v\n%s", err, &stderr)
+	}
+	wantEmpty(t, temp)
 }

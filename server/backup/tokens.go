@@ -111,17 +111,20 @@ func stageConfig(stage string) (restore func(), err error) {
 	}, nil
 }
 
-// compare opens the tokens and compares what is in them with records. A PIN that
-// is refused is tried once.
+// compare opens the tokens and compares what is in them with records. A PIN is tried
+// once, and not where that might be the last try: this may run each night.
 func compare(ctx context.Context, cfg *server.Config, instance string, records []*kms.KeyRecord) ([]kms.Orphan, error) {
+	tokens, err := findTokens(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
 	objects := make(map[string][]kms.StoredObject)
-	for _, c := range cfg.Tokens {
-		hc, err := c.HSM()
-		if err != nil {
-			return nil, fmt.Errorf("token %s: %w", c.Name, err)
+	for _, t := range tokens {
+		if t.slot.PIN.Locked || t.slot.PIN.FinalTry {
+			return nil, fmt.Errorf("token %s: its PIN is locked, or has one try left: no login is tried", t.name)
 		}
-		if objects[c.Name], err = list(ctx, hc); err != nil {
-			return nil, fmt.Errorf("token %s: %w", c.Name, err)
+		if objects[t.name], err = list(ctx, t.cfg); err != nil {
+			return nil, fmt.Errorf("token %s: %w", t.name, err)
 		}
 	}
 	var orphans []kms.Orphan
