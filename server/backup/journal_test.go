@@ -113,23 +113,3 @@ func TestKeepJournalRefusals(t *testing.T) {
 		t.Cleanup(func() { must(t, j.Close(context.WithoutCancel(t.Context()))) })
 	}, "in use")
 }
-
-// FuzzArchive: no archive makes the reader panic, or accept another manifest than
-// its grammar allows.
-func FuzzArchive(f *testing.F) {
-	s := newSet(f)
-	a := s.archive(f, nil)
-	f.Add(a[:8192])
-	f.Add(s.archiveOf(f, []byte(`{"format":"keyhold-backup","version":1}`), nil)[:4096])
-	f.Fuzz(func(t *testing.T, b []byte) {
-		r, err := openArchive(bytes.NewReader(b))
-		if err != nil {
-			return
-		}
-		for _, file := range r.manifest.Files {
-			if !filepath.IsLocal(file.Name) || strings.Contains(file.Name, "..") {
-				t.Errorf("accepted the name %q", file.Name)
-			}
-		}
-	})
-}

@@ -280,7 +280,11 @@ func (r *restorer) lockFiles() error {
 		if !ok || !strings.HasPrefix(f.Name, tokensFolder) {
 			continue
 		}
-		if err := createFile(object+".lock", func(*os.File) error { return nil }); err != nil {
+		f, err := os.OpenFile(object+".lock", os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		if err == nil {
+			err = f.Close()
+		}
+		if err != nil {
 			return err
 		}
 	}
