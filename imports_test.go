@@ -100,6 +100,15 @@ var internalImports = map[string]reasons{
 		"softhsm-config":  "it makes the token",
 	},
 
+	"server/backup": {
+		"server":              "the configuration, and the mark that keeps the daemon from starting",
+		"server/kms":          "what records and tokens must agree on",
+		"server/store/sqlite": "it copies the store, and counts seals in advance",
+		"server/audit":        "it copies the journal, and records the restore",
+		"hsm":                 "it lists what tokens hold, and finds SoftHSM's folders",
+		"softhsm-config":      "a configuration of SoftHSM for tokens that are staged",
+	},
+
 	"server/doctor": {
 		"server":              "it reads the same configuration",
 		"server/kms":          "what records and tokens must agree on",
@@ -128,6 +137,8 @@ var internalImports = map[string]reasons{
 	},
 	"cmd/keyholdd": {
 		"server":        "the daemon",
+		"server/audit":  "an anchor on restore's command line",
+		"server/backup": "keyholdd backup and restore",
 		"server/dev":    "keyholdd dev",
 		"server/doctor": "keyholdd doctor",
 		"server/kms":    "keyholdd orphans shows what the core found",
@@ -203,15 +214,15 @@ var outsideImports = map[string]struct {
 	},
 	"github.com/google/uuid": {
 		reason: "ids of keys, events and requests",
-		users:  []string{"server/kms", "server/audit", "server/grpcapi"},
+		users:  []string{"server/kms", "server/audit", "server/grpcapi", "server/backup"},
 	},
 	"github.com/decred/dcrd/dcrec/secp256k1/v4": {
 		reason: "the curve that the standard library lacks; host side only",
 		users:  []string{"hsm/pubkey", "server/kms/keypair"},
 	},
 	"golang.org/x/sys": {
-		reason: "fallocate, fdatasync, flock, resource limits, disk space",
-		users:  []string{"hsm", "server/audit", "server/store/sqlite", "server", "server/doctor", "cmd/..."},
+		reason: "fallocate, fdatasync, locks, resource limits, disk space",
+		users:  []string{"hsm", "server/audit", "server/store/sqlite", "server", "server/backup", "server/doctor", "cmd/..."},
 	},
 	"golang.org/x/time": {
 		reason: "rate limits",

@@ -143,3 +143,8 @@ func SoftHSM() (conf, tokens string, err error) {
 	tokens, err = softhsmRoot(conf)
 	return conf, tokens, err
 }
+
+// SoftHSMTokenDir returns the folder below tokens (see SoftHSM) in which SoftHSM keeps the token with that serial number.
+func SoftHSMTokenDir(serial string) (string, error) {
+	return softhsmTokenDir(softhsmConfPath(), serial)
+}

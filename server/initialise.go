@@ -18,6 +18,9 @@ import (
 // may be repeated after it failed; what exists is left as it is. It reports
 // what it did, a line each.
 func Initialise(ctx context.Context, cfg *Config, opts Options) (done []string, err error) {
+	if err := CheckRestored(cfg); err != nil {
+		return nil, err
+	}
 	store, err := sqlite.Create(ctx, cfg.DataDir, sqlite.Options{Logger: opts.Logger, Program: "keyholdd " + opts.Version})
 	switch {
 	case err == nil:

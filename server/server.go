@@ -67,6 +67,9 @@ func New(ctx context.Context, cfg *Config, opts Options) (s *Server, err error) 
 	if s.directory, err = cfg.directory(); err != nil {
 		return s, err
 	}
+	if err = CheckRestored(cfg); err != nil {
+		return s, err
+	}
 	if s.store, err = sqlite.Open(ctx, cfg.DataDir, sqlite.Options{Logger: s.log, Program: "keyholdd " + opts.Version}); err != nil {
 		return s, err
 	}
@@ -91,7 +94,7 @@ func New(ctx context.Context, cfg *Config, opts Options) (s *Server, err error) 
 	if err != nil {
 		return s, err
 	}
-	s.metrics.Watch(s.Core, s.tokens)
+	s.metrics.Watch(s.Core, s.tokens, s.journal)
 	return s, nil
 }
 

@@ -18,9 +18,10 @@ func orphansCommand() *cobra.Command {
 		Short: "List what records and tokens do not agree on, and clean up",
 		Long: `Compares the database with the tokens. A crash while a key is made may leave an
 unfinished creation, or an object without a record; neither was ever
-acknowledged to anybody. --destroy removes one of them, by its object id as
-listed; it is recorded in the audit log. A record without an object is a key
-that somebody may still miss: it is never removed here.
+acknowledged to anybody. After a restore they may be keys that were made since the
+backup: do not destroy them before you know. --destroy removes one of them, by its
+object id as listed; it is recorded in the audit log. A record without an object
+is a key that somebody may still miss: it is never removed here.
 
 The daemon must not be running.`,
 		Example: `  keyholdd orphans --config keyholdd.yaml

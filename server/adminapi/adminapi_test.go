@@ -7,6 +7,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -94,12 +97,18 @@ func TestHealthAndReadiness(t *testing.T) {
 	}
 }
 
+// journal is an audit log on a full disk.
+type journal struct{}
+
+func (journal) Status() audit.Status { return audit.Status{SegmentLeft: 4096, SpareFailed: true} }
+func (journal) Healthy() error       { return audit.ErrFull }
+
 // TestMetrics feeds every observer once and wants to see it.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	m := adminapi.NewMetrics()
 	c := &core{}
-	m.Watch(c, nil)
+	m.Watch(c, nil, journal{})
 	m.Operation("Encrypt", "", time.Millisecond, kms.Timing{Queue: time.Microsecond, Token: 2 * time.Microsecond, Audit: 3 * time.Microsecond})
 	m.Operation("Encrypt", kms.CodeDisabled, time.Millisecond, kms.Timing{})
 	m.Refused()
@@ -130,6 +139,9 @@ func TestMetrics(t *testing.T) {
 		`keyhold_token_reinitialized_total{result="failed",token="home"} 1`,
 		`keyhold_ready 1`,
 		`keyhold_clock_held 1`,
+		`keyhold_audit_healthy 0`,
+		`keyhold_audit_segment_left_bytes 4096`,
+		`keyhold_audit_no_next_segment 1`,
 		`keyhold_keys{state="Enabled"} 3`,
 		`keyhold_keys{state="PendingDeletion"} 1`,
 		`keyhold_orphans{kind="object without record"} 1`,
@@ -142,4 +154,26 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	c.down.Store(true)
+}
+
+// TestOperationsPage: what docs/operations.md tells operators to watch is there.
+func TestOperationsPage(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "operations.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, err := os.ReadFile("metrics.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile(`keyhold_[a-z_]+`).FindAllString(string(page), -1)
+	for _, name := range names {
+		if !strings.Contains(string(source), `"`+name+`"`) {
+			t.Errorf("the page names %s, which is not served", name)
+		}
+	}
+	if len(names) < 10 {
+		t.Errorf("the page names %q: the test looks in the wrong place", names)
+	}
 }

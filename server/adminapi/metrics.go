@@ -174,15 +174,22 @@ type Core interface {
 	ClockHeld() bool
 }
 
-// Watch shows the state of the core and of the tokens, read at each scrape.
-// It must be called once.
-func (m *Metrics) Watch(core Core, tokens map[string]*hsm.Token) {
-	m.registry.MustRegister(&watcher{core: core, tokens: tokens})
+// Journal is what Watch reads of the audit log.
+type Journal interface {
+	Status() audit.Status
+	Healthy() error
+}
+
+// Watch shows the state of the core, of the tokens and of the audit log, read at
+// each scrape. It must be called once.
+func (m *Metrics) Watch(core Core, tokens map[string]*hsm.Token, journal Journal) {
+	m.registry.MustRegister(&watcher{core: core, tokens: tokens, journal: journal})
 }
 
 type watcher struct {
-	core   Core
-	tokens map[string]*hsm.Token
+	core    Core
+	tokens  map[string]*hsm.Token
+	journal Journal
 }
 
 // gauge descriptions. They are never changed.
@@ -194,12 +201,15 @@ var (
 	descToken    = prometheus.NewDesc("keyhold_token_ready", "1 while the token works.", []string{"token"}, nil)
 	descSessions = prometheus.NewDesc("keyhold_token_sessions", "Sessions by what they are: open, in use, max, waiting (calls that wait for one), stuck (calls that hang in the library).", []string{"token", "what"}, nil)
 	descCopies   = prometheus.NewDesc("keyhold_token_session_copies", "Keys that are kept as session copies.", []string{"token"}, nil)
+	descAudit    = prometheus.NewDesc("keyhold_audit_healthy", "1 while audit records can be written.", nil, nil)
+	descRoom     = prometheus.NewDesc("keyhold_audit_segment_left_bytes", "Bytes left in the current segment of the audit log, its reserve included.", nil, nil)
+	descNoSpare  = prometheus.NewDesc("keyhold_audit_no_next_segment", "1 while the next segment of the audit log could not be allocated: when the current one is full, requests are refused.", nil, nil)
 	descObjects  = prometheus.NewDesc("keyhold_token_objects", "Token objects whose handles are known.", []string{"token"}, nil)
 )
 
 // Describe is prometheus.Collector's.
 func (w *watcher) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descReady, descKeys, descOrphans, descClock, descToken, descSessions, descCopies, descObjects} {
+	for _, d := range []*prometheus.Desc{descReady, descKeys, descOrphans, descClock, descToken, descSessions, descCopies, descObjects, descAudit, descRoom, descNoSpare} {
 		ch <- d
 	}
 }
@@ -211,6 +221,10 @@ func (w *watcher) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(descReady, truth(w.core.Ready() == nil))
 	gauge(descClock, truth(w.core.ClockHeld()))
+	room := w.journal.Status()
+	gauge(descAudit, truth(w.journal.Healthy() == nil))
+	gauge(descRoom, float64(room.SegmentLeft))
+	gauge(descNoSpare, truth(room.SpareFailed))
 	for state, n := range w.core.KeyCounts() {
 		gauge(descKeys, float64(n), state)
 	}

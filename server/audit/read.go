@@ -74,7 +74,11 @@ func readSegment(fsys fileSystem, dir string, first, from uint64, at Anchor, isL
 			return false, s.at, err
 		}
 		if rec == nil {
-			break
+			on, err := s.endOrFault(isLast)
+			if err != nil || !on {
+				return err == nil, s.at, err
+			}
+			continue
 		}
 		if rec.Seq < from {
 			continue
@@ -85,12 +89,19 @@ func readSegment(fsys fileSystem, dir string, first, from uint64, at Anchor, isL
 			return false, s.at, nil
 		}
 	}
+}
+
+// endOrFault judges what is no record, after next. on is true where a writer has
+// made one of it meanwhile.
+func (s *segmentReader) endOrFault(isLast bool) (on bool, err error) {
 	t, err := s.readTail()
-	if err != nil {
-		return false, s.at, err
+	if err != nil || t.clean || isLast && t.proven <= s.at.Count {
+		return false, err
 	}
-	if !t.clean && (!isLast || t.proven > s.at.Count) {
-		return false, s.at, s.fault(FaultRecord, "damaged; %d whole records follow", t.records)
+	if isLast {
+		if on, err := s.overtaken(); on || err != nil {
+			return on, err
+		}
 	}
-	return true, s.at, nil
+	return false, s.fault(FaultRecord, "damaged; %d whole records follow", t.records)
 }

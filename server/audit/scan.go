@@ -191,6 +191,26 @@ func (s *segmentReader) next() (*Record, error) {
 	return &s.rec, nil
 }
 
+// overtaken tells whether a whole record is there after all, where next found none:
+// the writer went on while the segment was read. next reads it from the file then.
+func (s *segmentReader) overtaken() (bool, error) {
+	s.w.buf = s.w.buf[:0]
+	b, err := s.w.at(s.off, recordHeaderBytes)
+	if err != nil {
+		return false, fmt.Errorf("read audit segment %s at %d: %w", s.name, s.off, err)
+	}
+	n, ok := payloadLength(b)
+	if !ok {
+		return false, nil
+	}
+	if b, err = s.w.at(s.off, recordSize(n)); err != nil {
+		return false, fmt.Errorf("read audit segment %s at %d: %w", s.name, s.off, err)
+	}
+	var rec Record
+	_, err = parseRecord(b, &rec)
+	return err == nil, nil
+}
+
 // tail describes what follows the last whole record of a segment.
 type tail struct {
 	clean   bool   // zeros, or nothing, to the end of the file

@@ -173,10 +173,21 @@ func (v *verifier) segment(first uint64, isFirst, isLast bool) error {
 	if err := v.reached(v.at, s.name, s.off); err != nil {
 		return err
 	}
-	if err := v.records(s); err != nil {
-		return err
+	for {
+		if err := v.records(s); err != nil {
+			return err
+		}
+		err := v.tail(s, isLast)
+		var fault *Fault
+		if !v.rep.Live || !isLast || !errors.As(err, &fault) {
+			return err
+		}
+		// What is read through a buffer is of two moments: records of the later one
+		// prove more than the earlier one shows.
+		if on, readErr := s.overtaken(); !on {
+			return errors.Join(err, readErr)
+		}
 	}
-	return v.tail(s, isLast)
 }
 
 func (v *verifier) records(s *segmentReader) error {

@@ -53,6 +53,9 @@ func TestStoreProblems(t *testing.T) {
 		{"readable by others", func(t *testing.T, i *installation) {
 			must(t, os.Chmod(i.database(), 0o644))
 		}, Fail, "accessible by other users", "chmod"},
+		{"a restore was interrupted", func(t *testing.T, i *installation) {
+			must(t, os.WriteFile(server.RestoreMark(&i.cfg), nil, 0o600))
+		}, Fail, "not finished", "keyholdd restore"},
 		{"folder readable by others", func(t *testing.T, i *installation) {
 			must(t, os.Chmod(i.cfg.DataDir, 0o750))
 		}, Fail, "accessible by other users", "chmod"},

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/keyhold/keyhold/proto/awsjson"
+	"github.com/keyhold/keyhold/server"
 	"github.com/keyhold/keyhold/server/kms"
 	"github.com/keyhold/keyhold/server/store/sqlite"
 )
@@ -28,6 +29,11 @@ const creationGrace = 5 * time.Minute
 // store opens the database beside the daemon and reads all of it.
 func (e *exam) store(ctx context.Context) {
 	dir := e.cfg.DataDir
+	if err := server.CheckRestored(e.cfg); err != nil {
+		fact, remedy := hint(err, "")
+		e.fail("store", dir, fact, remedy)
+		return
+	}
 	r, err := sqlite.OpenReadOnly(ctx, dir, sqlite.Options{})
 	switch {
 	case err == nil:
