@@ -3,7 +3,6 @@ package grpcapi_test
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
@@ -147,91 +146,6 @@ func TestViolationsCrossTheWire(t *testing.T) {
 		}
 	}
 	t.Errorf("%v has no BadRequest", err)
-}
-
-// TestAuthentication tries certificates that must not get in.
-func TestAuthentication(t *testing.T) {
-	t.Parallel()
-	c := &core{do: func(context.Context, *identity.Caller, string, proto.Message) (proto.Message, error) {
-		return &keyholdv1.GenerateRandomResponse{}, nil
-	}}
-	d := open(t, c)
-	stranger := newAuthority(t)
-	expired := d.ca.client(t, app, func(x *x509.Certificate) {
-		x.NotBefore, x.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)
-	})
-	serverUse := d.ca.client(t, app, func(x *x509.Certificate) { x.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} })
-	foreign, nobody := stranger.client(t, app), d.ca.client(t, unbound)
-	for _, tt := range []struct {
-		name   string
-		cert   *tls.Certificate
-		change func(*tls.Config)
-		want   codes.Code
-	}{
-		{"no certificate", nil, nil, codes.Unavailable},
-		{"another authority's", &foreign, nil, codes.Unavailable},
-		{"expired", &expired, nil, codes.Unavailable},
-		{"for servers only", &serverUse, nil, codes.Unavailable},
-		{"TLS 1.2", &nobody, func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12 }, codes.Unavailable},
-		{"bound to nobody", &nobody, nil, codes.Unauthenticated},
-	} {
-		var change []func(*tls.Config)
-		if tt.change != nil {
-			change = append(change, tt.change)
-		}
-		conn := d.dial(t, tt.cert, change...)
-		_, err := keyholdv1.NewCryptographyServiceClient(conn).GenerateRandom(t.Context(), &keyholdv1.GenerateRandomRequest{})
-		if status.Code(err) != tt.want {
-			t.Errorf("%s: %v, want %s", tt.name, err, tt.want)
-		}
-	}
-	if len(c.calls) != 0 {
-		t.Errorf("the core was called: %v", c.calls)
-	}
-	if d.refused.Load() != 1 {
-		t.Errorf("%d refusals counted, want 1", d.refused.Load())
-	}
-}
-
-// TestUnbinding: who calls is found out once a connection, but not for good.
-func TestUnbinding(t *testing.T) {
-	t.Parallel()
-	c := &core{do: func(context.Context, *identity.Caller, string, proto.Message) (proto.Message, error) {
-		return &keyholdv1.GenerateRandomResponse{}, nil
-	}}
-	d := open(t, c)
-	client := keyholdv1.NewCryptographyServiceClient(d.app(t))
-	for _, want := range []codes.Code{codes.OK, codes.Unauthenticated, codes.OK} {
-		if d.bind(t, app); want != codes.OK {
-			d.bind(t, unbound)
-		}
-		for range 2 {
-			if _, err := client.GenerateRandom(t.Context(), &keyholdv1.GenerateRandomRequest{}); status.Code(err) != want {
-				t.Errorf("%v, want %s", err, want)
-			}
-		}
-	}
-}
-
-func TestRegionMetadata(t *testing.T) {
-	t.Parallel()
-	var region string
-	c := &core{do: func(_ context.Context, caller *identity.Caller, _ string, _ proto.Message) (proto.Message, error) {
-		region = caller.Region
-		return &keyholdv1.GenerateRandomResponse{}, nil
-	}}
-	client := keyholdv1.NewCryptographyServiceClient(open(t, c).app(t))
-	for sent, want := range map[string]string{"eu-west-1": "eu-west-1", strings.Repeat("r", 100): strings.Repeat("r", 64)} {
-		ctx := metadata.AppendToOutgoingContext(t.Context(), "keyhold-region", sent)
-		if _, err := client.GenerateRandom(ctx, &keyholdv1.GenerateRandomRequest{}); err != nil || region != want {
-			t.Errorf("region %q arrived as %q, %v", sent, region, err)
-		}
-	}
-	// Two are not one of them, and not the default.
-	ctx := metadata.AppendToOutgoingContext(t.Context(), "keyhold-region", "us-east-1", "keyhold-region", "eu-west-1")
-	if _, err := client.GenerateRandom(ctx, &keyholdv1.GenerateRandomRequest{}); err != nil || region != "us-east-1,eu-west-1" {
-		t.Errorf("two regions arrived as %q, %v", region, err)
-	}
 }
 
 // garbage is a codec that sends bytes that are no message.
