@@ -49,7 +49,13 @@ func runDev(ctx context.Context, opts dev.Options, stdout, stderr io.Writer) err
 	log := server.NewLogger(stderr, world.Config.Log)
 	forbidCoreDumps(log)
 	options := server.Options{Logger: log, Version: version}
-	if _, err := server.Initialise(ctx, world.Config, options); err != nil {
+	// A new token is given its canary key before the service sees it, and misses
+	// one. An old one has it, unless a first start was cut short.
+	initialise := server.InitialiseData
+	if world.NewTokens {
+		initialise = server.Initialise
+	}
+	if _, err := initialise(ctx, world.Config, options); err != nil {
 		return err
 	}
 	running, stop := context.WithCancelCause(ctx)
@@ -70,7 +76,9 @@ func runDev(ctx context.Context, opts dev.Options, stdout, stderr io.Writer) err
 		return err
 	}
 	wait, cancel := context.WithTimeout(ctx, readyTimeout)
-	err = s.WaitReady(wait)
+	if _, err = s.EnsureCanaries(wait); err == nil {
+		err = s.WaitReady(wait)
+	}
 	cancel()
 	if err != nil {
 		return err

@@ -39,6 +39,8 @@ type World struct {
 	ConfigFile string
 	// EnvFile is where WriteEnv writes.
 	EnvFile string
+	// NewTokens is true where Prepare made a token.
+	NewTokens bool
 
 	opts   Options
 	certs  certificates
@@ -78,6 +80,7 @@ func Prepare(ctx context.Context, opts Options) (*World, error) {
 			return nil, err
 		}
 		w.tokens = append(w.tokens, t)
+		w.NewTokens = w.NewTokens || t.Created
 	}
 	if len(w.tokens) == 0 {
 		return nil, errors.New("--region: at least one region is needed")
