@@ -110,6 +110,8 @@ var internalImports = map[string]reasons{
 		"proto/awsjson":       "it names key types as AWS spells them",
 	},
 
+	"internal/bench": {},
+
 	"client": {
 		"proto/wirebuf": "requests are encoded in buffers that are wiped",
 	},
@@ -125,6 +127,7 @@ var internalImports = map[string]reasons{
 		"client/filecrypt": "keyhold file",
 		"proto/awsjson":    "--output json has AWS's member names",
 		"server/audit":     "keyhold audit verify, offline",
+		"internal/bench":   "keyhold bench prints what all benchmarks do",
 	},
 	"cmd/keyholdd": {
 		"server":        "the daemon",
