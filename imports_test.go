@@ -100,6 +100,13 @@ var internalImports = map[string]reasons{
 		"softhsm-config":  "it makes the token",
 	},
 
+	"server/tokenbench": {
+		"hsm":            "the token that it measures",
+		"hsm/pubkey":     "names of signature algorithms",
+		"internal/bench": "the form of its results",
+		"softhsm-config": "a token of its own, where none is named",
+	},
+
 	"server/doctor": {
 		"server":              "it reads the same configuration",
 		"server/kms":          "what records and tokens must agree on",
@@ -130,12 +137,15 @@ var internalImports = map[string]reasons{
 		"internal/bench":   "keyhold bench prints what all benchmarks do",
 	},
 	"cmd/keyholdd": {
-		"server":        "the daemon",
-		"server/dev":    "keyholdd dev",
-		"server/doctor": "keyholdd doctor",
-		"server/kms":    "keyholdd orphans shows what the core found",
-		"hsm":           "doctor's --token is a pkcs11: URI",
-		"hsm/witness":   "keyholdd witness, the child process",
+		"server":              "the daemon",
+		"server/dev":          "keyholdd dev",
+		"server/doctor":       "keyholdd doctor",
+		"server/kms":          "keyholdd orphans shows what the core found",
+		"server/tokenbench":   "keyholdd bench-token",
+		"server/store/sqlite": "bench-token keeps the daemon from starting meanwhile",
+		"internal/bench":      "bench-token prints what all benchmarks do",
+		"hsm":                 "doctor's --token is a pkcs11: URI",
+		"hsm/witness":         "keyholdd witness, the child process",
 	},
 }
 
@@ -214,7 +224,7 @@ var outsideImports = map[string]struct {
 	},
 	"golang.org/x/sys": {
 		reason: "fallocate, fdatasync, flock, resource limits, disk space",
-		users:  []string{"hsm", "server/audit", "server/store/sqlite", "server", "server/doctor", "cmd/..."},
+		users:  []string{"hsm", "server/audit", "server/store/sqlite", "server", "server/doctor", "server/tokenbench", "cmd/..."},
 	},
 	"golang.org/x/time": {
 		reason: "rate limits",

@@ -36,14 +36,15 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
   keyholdd dev                          a whole service on SoftHSM, for development
   keyholdd init --config FILE           make what a new installation needs
   keyholdd serve --config FILE          serve
-  keyholdd doctor --config FILE         say what works, what does not, and why`,
+  keyholdd doctor --config FILE         say what works, what does not, and why
+  keyholdd bench-token                  measure a token without a server`,
 		SilenceUsage: true, SilenceErrors: true, Version: version,
 	}
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.AddCommand(devCommand(), initCommand(), serveCommand(), doctorCommand(), orphansCommand(), confirmClockCommand(), witnessCommand(), versionCommand())
+	root.AddCommand(devCommand(), initCommand(), serveCommand(), doctorCommand(), orphansCommand(), benchTokenCommand(), confirmClockCommand(), witnessCommand(), versionCommand())
 	// What fails before a command runs is a mistake on the command line.
 	understood := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { understood = true }
