@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -24,10 +26,14 @@ import (
 // benchTokenFlags are the flags of `keyholdd bench-token`.
 type benchTokenFlags struct {
 	config, dir, token, disk, output string
+	ops                              []string
 	concurrency                      []int
 	duration                         time.Duration
 	payload                          int
 }
+
+// opDisk is what --op calls both measurements of the disk.
+const opDisk = "fdatasync"
 
 // benchTokenGCPercent is what the daemon sets while it is small.
 const benchTokenGCPercent = 400
@@ -64,6 +70,7 @@ results of --output json are those of ` + "`keyhold bench`" + `, a line each.`,
 	flags.StringVar(&f.dir, "dir", "", "folder of `keyholdd dev` whose token to use, such as .keyhold")
 	flags.StringVar(&f.token, "token", "", "name of the token in the configuration; the first region's where it is not given")
 	flags.StringVar(&f.disk, "disk", "", "folder on the disk to measure; the audit log's, or without a configuration this one")
+	flags.StringSliceVar(&f.ops, "op", nil, "what to measure, one or several; all where it is not given: "+strings.Join(append(tokenbench.Names(), opDisk), ", "))
 	flags.IntSliceVar(&f.concurrency, "concurrency", []int{1, 16}, "callers at a time, one number or several")
 	flags.DurationVar(&f.duration, "duration", 2*time.Second, "how long to measure each operation at each concurrency")
 	flags.IntVar(&f.payload, "payload", 1024, "bytes of plaintext, message, random number, or record")
@@ -81,7 +88,11 @@ func runBenchToken(cmd *cobra.Command, f *benchTokenFlags) error {
 	notify := func(format string, args ...any) {
 		fmt.Fprintf(cmd.ErrOrStderr(), "keyholdd: "+format+"\n", args...)
 	}
-	opts := tokenbench.Options{Concurrency: f.concurrency, Duration: f.duration, Payload: f.payload, Notify: notify}
+	ops, disk := tokenbench.Names(), len(f.ops) == 0 || slices.Contains(f.ops, opDisk)
+	if len(f.ops) > 0 {
+		ops = slices.DeleteFunc(slices.Clone(f.ops), func(name string) bool { return name == opDisk })
+	}
+	opts := tokenbench.Options{Ops: ops, Concurrency: f.concurrency, Duration: f.duration, Payload: f.payload, Notify: notify}
 	if err := opts.Check(); err != nil {
 		return usageError{err}
 	}
@@ -93,11 +104,14 @@ func runBenchToken(cmd *cobra.Command, f *benchTokenFlags) error {
 	if err != nil {
 		return err
 	}
-	results, err := tokenbench.Run(cmd.Context(), opts)
-	if err == nil {
-		var disk []bench.Result
-		disk, err = tokenbench.RunDisk(cmd.Context(), f.disk, f.payload, f.duration)
-		results = append(results, disk...)
+	var results []bench.Result
+	if len(ops) > 0 {
+		results, err = tokenbench.Run(cmd.Context(), opts)
+	}
+	if err == nil && disk {
+		var more []bench.Result
+		more, err = tokenbench.RunDisk(cmd.Context(), f.disk, f.payload, f.duration)
+		results = append(results, more...)
 	}
 	if err := errors.Join(err, release()); err != nil {
 		return err

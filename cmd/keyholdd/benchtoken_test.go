@@ -71,8 +71,12 @@ func TestBenchTokenOfItsOwn(t *testing.T) {
 		t.Fatalf("%v: %s", err, stderr)
 	}
 	checkTokenResults(t, results, 1, 3)
-	if !strings.Contains(stderr, "destroyed the 4 keys") {
+	if !strings.Contains(stderr, "destroyed 4 of the 4 keys") {
 		t.Errorf("it does not say what it did: %s", stderr)
+	}
+	results, stderr, err = benchToken(t, "--concurrency", "1", "--op", "sign-p256:uncopied,random")
+	if err != nil || len(results) != 2 || results[0].Op != "sign-p256:uncopied" || results[1].Op != "random" || !strings.Contains(stderr, "destroyed 1 of the 1 keys") {
+		t.Errorf("two operations alone: %+v, %v, %s", results, err, stderr)
 	}
 	if left, err := os.ReadDir(disk); err != nil || len(left) > 0 {
 		t.Errorf("left on the disk: %v, %v", left, err)
@@ -117,6 +121,7 @@ func TestBenchTokenMisuse(t *testing.T) {
 		{"--config", "a", "--dir", "b"},
 		{"--token", "prod"},
 		{"--output", "yaml"},
+		{"--op", "encrypt,ping"},
 		{"--concurrency", "0"},
 		{"--concurrency", "1025"},
 		{"--duration", "0s"},

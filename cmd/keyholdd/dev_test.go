@@ -2,9 +2,11 @@ package main
 
 import (
 	"path/filepath"
+	"strings"
 	"testing"
 
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
+	"github.com/keyhold/keyhold/server"
 	softhsmconfig "github.com/keyhold/keyhold/softhsm-config"
 )
 
@@ -24,4 +26,26 @@ func TestDevFinishesFirstStart(t *testing.T) {
 	}
 	d.stop(t)
 	verifyAudit(t, dir)
+}
+
+// --audit-durability is what the configuration says, until the next start.
+func TestDevAuditDurability(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for _, tc := range []struct {
+		args []string
+		want string
+	}{{[]string{"--audit-durability", "written"}, "written"}, {nil, "synced"}} {
+		d := start(t, dir, tc.args...)
+		cfg, err := server.LoadConfig(filepath.Join(dir, "keyholdd.yaml"))
+		if err != nil || cfg.Audit.Durability != tc.want {
+			t.Errorf("%q: %+v, %v", tc.args, cfg, err)
+		}
+		d.stop(t)
+	}
+	d := launch(t, dir, "--audit-durability", "maybe")
+	<-d.exited
+	if !strings.Contains(d.log.String(), `"maybe" is neither synced nor written`) {
+		t.Errorf("it says %s", d.log)
+	}
 }

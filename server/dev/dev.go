@@ -30,6 +30,9 @@ type Options struct {
 	GRPC, Admin string
 	Account     string
 	Regions     []string
+	// AuditDurability is audit.durability of the configuration; empty is its
+	// default.
+	AuditDurability string
 }
 
 // World is a development installation.
@@ -106,6 +109,7 @@ func (w *World) configure(dir string) error {
 		Principals: []server.PrincipalConfig{
 			{ARN: "arn:aws:iam::" + w.opts.Account + ":root", Subjects: []string{rootSubject}},
 		},
+		Audit:      server.AuditConfig{Durability: w.opts.AuditDurability},
 		TrustClock: true, // development machines sleep
 	}
 	for i, region := range w.opts.Regions {

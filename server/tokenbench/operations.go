@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"slices"
 
 	"github.com/keyhold/keyhold/hsm"
 	"github.com/keyhold/keyhold/hsm/pubkey"
@@ -39,11 +40,11 @@ func seals(ctx context.Context, payload int) func(*hsm.Token, []byte, string) ([
 			return nil, err
 		}
 		return []*operation{
-			{name: "encrypt" + suffix, payload: payload, call: func(ctx context.Context, n uint64) error {
+			{name: opEncrypt + suffix, payload: payload, call: func(ctx context.Context, n uint64) error {
 				_, err := k.Seal(ctx, iv(n), bound, plaintext)
 				return err
 			}},
-			{name: "decrypt" + suffix, payload: payload, call: func(ctx context.Context, _ uint64) error {
+			{name: opDecrypt + suffix, payload: payload, call: func(ctx context.Context, _ uint64) error {
 				_, err := k.Open(ctx, fixed, bound, sealed)
 				return err
 			}},
@@ -55,7 +56,7 @@ func seals(ctx context.Context, payload int) func(*hsm.Token, []byte, string) ([
 func macs(payload int) func(*hsm.Token, []byte, string) ([]*operation, error) {
 	return func(t *hsm.Token, id []byte, suffix string) ([]*operation, error) {
 		k, message := t.Key(hsm.HMAC256, hsm.PurposeMAC, id), make([]byte, payload)
-		return []*operation{{name: "mac" + suffix, payload: payload, call: func(ctx context.Context, _ uint64) error {
+		return []*operation{{name: opMAC + suffix, payload: payload, call: func(ctx context.Context, _ uint64) error {
 			_, err := k.MAC(ctx, message)
 			return err
 		}}}, nil
@@ -75,21 +76,49 @@ func signs(name string, spec hsm.KeySpec, alg hsm.SignatureAlgorithm, payload in
 	}
 }
 
-// operations makes the keys and what is measured with them. What the token
-// cannot do is left out.
-func operations(ctx context.Context, k *keys, uncopied *hsm.Token, payload int) ([]*operation, error) {
+// Names of operations.
+const (
+	opEncrypt = "encrypt"
+	opDecrypt = "decrypt"
+	opMAC     = "mac"
+	opP256    = "sign-p256"
+	opRSA2048 = "sign-rsa2048"
+	opRandom  = "random"
+)
+
+// Names returns the names of all operations of a token.
+func Names() []string {
+	copied := []string{opEncrypt, opDecrypt, opMAC, opP256}
+	var all []string
+	for _, name := range copied {
+		all = append(all, name, name+Uncopied)
+	}
+	return append(all, opRSA2048, opRandom)
+}
+
+// operations makes the keys and what is measured with them, as far as names has
+// it. What the token cannot do is left out.
+func operations(ctx context.Context, k *keys, uncopied *hsm.Token, payload int, names []string) ([]*operation, error) {
 	var all []*operation
+	wanted := func(name string) bool { return slices.Contains(names, name) }
+	add := func(ops []*operation) {
+		all = append(all, slices.DeleteFunc(ops, func(op *operation) bool { return !wanted(op.name) })...)
+	}
 	for _, kind := range []struct {
+		names   []string
 		spec    hsm.KeySpec
 		purpose hsm.Purpose
 		copies  bool // the pool makes session copies of such keys
 		make    func(*hsm.Token, []byte, string) ([]*operation, error)
 	}{
-		{hsm.AES256, hsm.PurposeSeal, true, seals(ctx, payload)},
-		{hsm.HMAC256, hsm.PurposeMAC, true, macs(payload)},
-		{hsm.P256, hsm.PurposeSign, true, signs("sign-p256", hsm.P256, pubkey.ECDSASHA256, payload)},
-		{hsm.RSA2048, hsm.PurposeSign, false, signs("sign-rsa2048", hsm.RSA2048, pubkey.RSAPKCS1SHA256, payload)},
+		{[]string{opEncrypt, opDecrypt}, hsm.AES256, hsm.PurposeSeal, true, seals(ctx, payload)},
+		{[]string{opMAC}, hsm.HMAC256, hsm.PurposeMAC, true, macs(payload)},
+		{[]string{opP256}, hsm.P256, hsm.PurposeSign, true, signs(opP256, hsm.P256, pubkey.ECDSASHA256, payload)},
+		{[]string{opRSA2048}, hsm.RSA2048, hsm.PurposeSign, false, signs(opRSA2048, hsm.RSA2048, pubkey.RSAPKCS1SHA256, payload)},
 	} {
+		if !slices.ContainsFunc(kind.names, func(name string) bool { return wanted(name) || wanted(name+Uncopied) }) {
+			continue
+		}
 		id, err := k.create(ctx, kind.spec, kind.purpose)
 		if errors.Is(err, hsm.ErrUnsupported) {
 			k.notify("not measured: %v", err)
@@ -102,17 +131,18 @@ func operations(ctx context.Context, k *keys, uncopied *hsm.Token, payload int) 
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, ops...)
+		add(ops)
 		if !kind.copies {
 			continue
 		}
 		if ops, err = kind.make(uncopied, id, Uncopied); err != nil {
 			return nil, err
 		}
-		all = append(all, ops...)
+		add(ops)
 	}
-	return append(all, &operation{name: "random", payload: payload, call: func(ctx context.Context, _ uint64) error {
+	add([]*operation{{name: opRandom, payload: payload, call: func(ctx context.Context, _ uint64) error {
 		_, err := k.token.Random(ctx, payload)
 		return err
-	}}), nil
+	}}})
+	return all, nil
 }

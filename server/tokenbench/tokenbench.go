@@ -11,6 +11,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -39,6 +41,8 @@ const (
 type Options struct {
 	// Token is opened twice: with the copies that it allows, and without.
 	Token hsm.Config
+	// Ops are what is measured, of Names.
+	Ops []string
 	// Concurrency are numbers of callers at a time, each measured by itself.
 	Concurrency []int
 	// Duration is how long each operation is measured at each concurrency.
@@ -58,6 +62,11 @@ const (
 
 // Check says what is wrong with the options but for the token's.
 func (o *Options) Check() error {
+	for _, name := range o.Ops {
+		if !slices.Contains(Names(), name) {
+			return fmt.Errorf("there is no operation %q: use %s", name, strings.Join(Names(), ", "))
+		}
+	}
 	if len(o.Concurrency) == 0 {
 		return errors.New("no concurrency to measure")
 	}
@@ -99,7 +108,7 @@ func Run(ctx context.Context, opts Options) (results []bench.Result, err error) 
 
 	k := &keys{token: copied, notify: opts.Notify}
 	defer func() { err = errors.Join(err, k.destroy(ctx)) }()
-	ops, err := operations(ctx, k, uncopied, opts.Payload)
+	ops, err := operations(ctx, k, uncopied, opts.Payload, opts.Ops)
 	if err != nil {
 		return nil, err
 	}
@@ -166,7 +175,7 @@ func (k *keys) destroy(ctx context.Context) error {
 		}
 	}
 	if n := len(k.ids) - len(errs); n > 0 {
-		k.notify("destroyed the %d keys that were made in the token", n)
+		k.notify("destroyed %d of the %d keys that it made in the token", n, len(k.ids))
 	}
 	return errors.Join(errs...)
 }

@@ -28,7 +28,7 @@ func TestInterrupted(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		made := 0
 		_, err := Run(ctx, Options{
-			Token: f.Config(), Concurrency: []int{2}, Duration: time.Hour, Payload: 64,
+			Token: f.Config(), Ops: Names(), Concurrency: []int{2}, Duration: time.Hour, Payload: 64,
 			Notify: func(format string, args ...any) {
 				t.Logf(format, args...)
 				if made++; made < stop {
