@@ -118,6 +118,9 @@ var internalImports = map[string]reasons{
 	},
 
 	"internal/bench": {},
+	"internal/benchrun": {
+		"internal/bench": "it reads the results of all benchmarks",
+	},
 
 	"client": {
 		"proto/wirebuf": "requests are encoded in buffers that are wiped",
@@ -268,11 +271,14 @@ var guardedStandard = map[string]reasons{
 		"hsm/hsmtest/fault": "it compiles its library",
 
 		"client/internal/daemontest": "it builds and runs the daemon",
+		"internal/benchrun":          "it runs the programs that it measures",
 	},
 	"net/http": {
 		"server":          "it runs the admin listener",
 		"server/adminapi": "the admin listener is HTTP",
 		"cmd/keyhold":     "keyhold status asks the admin listener",
+
+		"internal/benchrun": "it reads the memory of the server that it measures",
 	},
 	"log":            {}, // a *slog.Logger is passed in
 	"math/rand":      {}, // what is random here decides about secrets

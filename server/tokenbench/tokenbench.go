@@ -31,7 +31,8 @@ const (
 	// round is how long one operation is measured before it is the next one's
 	// turn, so that what else happens on the machine meets all of them alike.
 	round = time.Second
-	// warmup is how long each operation runs before, which also makes the copies.
+	// warmup is how long each operation runs before, at most, which also makes the
+	// copies.
 	warmup = 200 * time.Millisecond
 	// closeTimeout bounds what is done after the end: destroying keys, closing.
 	closeTimeout = time.Minute
@@ -183,7 +184,7 @@ func (k *keys) destroy(ctx context.Context) error {
 // measure measures all operations in turns.
 func measure(ctx context.Context, ops []*operation, concurrency int, d time.Duration) ([]bench.Result, error) {
 	for _, op := range ops {
-		op.run(ctx, concurrency, warmup)
+		op.run(ctx, concurrency, min(warmup, d))
 		if op.tally.ops == 0 && ctx.Err() == nil {
 			return nil, fmt.Errorf("%s: %w", op.name, op.tally.err)
 		}
