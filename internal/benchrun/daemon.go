@@ -56,7 +56,7 @@ func (d *daemon) start(ctx context.Context) error {
 	}
 	defer log.Close()
 	args := append([]string{"dev", "--dir", d.dir, "--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0"}, d.args...)
-	d.cmd = exec.Command(filepath.Join(d.s.bin, "keyholdd"), args...) //nolint:noctx // it is told to stop, and not killed
+	d.cmd = exec.Command(filepath.Join(d.s.bin, "keyholdd"), args...) //nolint:gosec,noctx // our own program; it is told to stop, and not killed
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	began := time.Now()
 	if err := d.cmd.Start(); err != nil {
@@ -121,7 +121,7 @@ func parseEnv(b []byte) map[string]string {
 
 // bench runs `keyhold bench` against it.
 func (d *daemon) bench(ctx context.Context, args ...string) ([]bench.Result, error) {
-	cmd := exec.CommandContext(ctx, filepath.Join(d.s.bin, "keyhold"), append([]string{"bench", "--output", "json"}, args...)...)
+	cmd := exec.CommandContext(ctx, filepath.Join(d.s.bin, "keyhold"), append([]string{"bench", "--output", "json"}, args...)...) //nolint:gosec // our own program
 	cmd.Env = os.Environ()
 	for name, value := range d.env {
 		cmd.Env = append(cmd.Env, name+"="+value)
@@ -131,7 +131,7 @@ func (d *daemon) bench(ctx context.Context, args ...string) ([]bench.Result, err
 
 // benchToken runs `keyholdd bench-token`.
 func (s *settings) benchToken(ctx context.Context, args ...string) ([]bench.Result, error) {
-	cmd := exec.CommandContext(ctx, filepath.Join(s.bin, "keyholdd"), append([]string{"bench-token", "--output", "json", "--disk", s.work}, args...)...)
+	cmd := exec.CommandContext(ctx, filepath.Join(s.bin, "keyholdd"), append([]string{"bench-token", "--output", "json", "--disk", s.work}, args...)...) //nolint:gosec // our own program
 	cmd.Env = append(os.Environ(), "TMPDIR="+s.work)
 	return results(cmd)
 }

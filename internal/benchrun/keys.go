@@ -42,11 +42,9 @@ type memory struct {
 // measureKeys measures many keys, start-up and memory.
 func (s *settings) measureKeys(ctx context.Context, m machine) (text string, err error) {
 	few, many := s.newDaemon("few"), s.newDaemon("many")
-	for _, d := range []*daemon{few, many} {
-		defer func() { err = errors.Join(err, d.stop()) }()
-		if err := d.start(ctx); err != nil {
-			return "", err
-		}
+	defer func() { err = errors.Join(err, few.stop(), many.stop()) }()
+	if err := errors.Join(few.start(ctx), many.start(ctx)); err != nil {
+		return "", err
 	}
 	data := keysData{keys: s.keys, figures: figures{}}
 	if data.filled, err = s.fill(ctx, few, many); err != nil {

@@ -46,9 +46,9 @@ func lookAtMachine(ctx context.Context, dir string) machine {
 // text describes the machine and the run.
 func (m machine) text(command string) string {
 	return fmt.Sprintf("Measured on %s in %s by `%s`, at commit %s. CPU: %s, %d of them for client and server; memory %s; "+
-		"Linux %s; file system %s; %s. Load average before: %s, after (with the benchmark's own): %s.\n",
+		"%s %s; file system %s; %s. Load average before: %s, after (with the benchmark's own): %s.\n",
 		m.began.UTC().Format(time.DateOnly), time.Since(m.began).Round(time.Second), command, m.commit, m.cpu, runtime.NumCPU(), m.memory,
-		m.kernel, m.disk, runtime.Version(), m.loadBefore, load())
+		runtime.GOOS, m.kernel, m.disk, runtime.Version(), m.loadBefore, load())
 }
 
 // fileSystem finds the type of the file system that path is on, in the form of

@@ -89,7 +89,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) (err error) {
 		return fmt.Errorf("%s: %w", s.doc, err)
 	}
 	fmt.Fprint(stderr, text)
-	return os.WriteFile(s.doc, page, 0o644) //nolint:gosec // a page of documentation
+	return os.WriteFile(s.doc, page, 0o644)
 }
 
 // say tells the user how far it is.

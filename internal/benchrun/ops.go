@@ -40,23 +40,20 @@ func opsOf(server string) []string {
 
 // measureOps measures single operations.
 func (s *settings) measureOps(ctx context.Context, m machine) (text string, err error) {
-	servers := map[string]*daemon{
-		serverSynced:  s.newDaemon(serverSynced, "--audit-durability", "synced"),
-		serverWritten: s.newDaemon(serverWritten, "--audit-durability", "written"),
-	}
-	for _, d := range servers {
-		defer func() { err = errors.Join(err, d.stop()) }()
-	}
-	if err := servers[serverSynced].start(ctx); err != nil {
+	synced := s.newDaemon(serverSynced, "--audit-durability", "synced")
+	written := s.newDaemon(serverWritten, "--audit-durability", "written")
+	defer func() { err = errors.Join(err, synced.stop(), written.stop()) }()
+	if err := synced.start(ctx); err != nil {
 		return "", err
 	}
-	rss, err := servers[serverSynced].idleMemory(ctx)
+	rss, err := synced.idleMemory(ctx)
 	if err != nil {
 		return "", err
 	}
-	if err := servers[serverWritten].start(ctx); err != nil {
+	if err := written.start(ctx); err != nil {
 		return "", err
 	}
+	servers := map[string]*daemon{serverSynced: synced, serverWritten: written}
 	f := figures{}
 	for turn := range s.turns {
 		s.say("turn %d of %d", turn+1, s.turns)

@@ -57,8 +57,9 @@ type Options struct {
 
 // Limits of options.
 const (
-	MinPayload, MaxPayload = 32, hsm.MaxRandomBytes
-	MaxConcurrency         = 1024
+	MinPayload     = 32 // bytes
+	MaxPayload     = hsm.MaxRandomBytes
+	MaxConcurrency = 1024
 )
 
 // Check says what is wrong with the options but for the token's.
