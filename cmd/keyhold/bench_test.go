@@ -218,3 +218,18 @@ func TestBenchBatchesCoverKeys(t *testing.T) {
 		}
 	}
 }
+
+// A few keys that were made are named, many are counted.
+func TestBenchKeysTell(t *testing.T) {
+	for _, tc := range []struct{ n, lines int }{{0, 0}, {1, 1}, {benchKeysNamed, benchKeysNamed}, {benchKeysNamed + 1, 1}, {10000, 1}} {
+		var made benchKeys
+		for i := range tc.n {
+			made.add("alias/" + strconv.Itoa(i))
+		}
+		var out strings.Builder
+		made.tell(&out)
+		if n := strings.Count(out.String(), "\n"); n != tc.lines || tc.n > benchKeysNamed && !strings.Contains(out.String(), "made "+strconv.Itoa(tc.n)+" keys") {
+			t.Errorf("%d keys: %q", tc.n, out.String())
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 
@@ -20,28 +21,34 @@ import (
 // makes one after the other; the rest of their work is done meanwhile.
 const benchPreparers = 8
 
+// benchKeysNamed is how many keys are named one by one.
+const benchKeysNamed = 10
+
 // benchKeys notes which keys were made.
 type benchKeys struct {
 	mu      sync.Mutex
 	n       int
-	example string
+	aliases []string // the first of them
 }
 
 func (k *benchKeys) add(alias string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.n++
-	k.example = alias
+	if len(k.aliases) < benchKeysNamed {
+		k.aliases = append(k.aliases, alias)
+	}
 }
 
 // tell says what stays in the server.
 func (k *benchKeys) tell(w io.Writer) {
-	switch k.n {
-	case 0:
-	case 1:
-		fmt.Fprintf(w, "keyhold: made %s, which stays for the next time; `keyhold bench --cleanup` discards it\n", k.example)
-	default:
-		fmt.Fprintf(w, "keyhold: made %d keys such as %s, which stay for the next time; `keyhold bench --cleanup` discards them\n", k.n, k.example)
+	if k.n > benchKeysNamed {
+		fmt.Fprintf(w, "keyhold: made %d keys such as %s, which stay for the next time; `keyhold bench --cleanup` discards them\n", k.n, k.aliases[0])
+		return
+	}
+	slices.Sort(k.aliases)
+	for _, alias := range k.aliases {
+		fmt.Fprintf(w, "keyhold: made %s, which stays for the next time; `keyhold bench --cleanup` discards it\n", alias)
 	}
 }
 
