@@ -11,6 +11,9 @@ BIN = bin
 # How long each fuzz target runs in `make fuzz`.
 FUZZTIME ?= 30s
 
+# How often `make bench` measures each operation, a second each time.
+BENCHTIME ?= 8
+
 # Extra flags of the daemon in `make dev`: make dev DEVFLAGS='--dir /srv/kh'.
 DEVFLAGS ?=
 
@@ -31,7 +34,7 @@ BUF = $(GO) run github.com/bufbuild/buf/cmd/buf@v1.75.0
 # BREAKING_BASE=<revision> overrides it.
 BREAKING_BASE ?= $(shell git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null || git rev-parse --verify --quiet origin/main 2>/dev/null)
 
-.PHONY: help dev test check build generate fmt lint fuzz clean \
+.PHONY: help dev test check build generate fmt lint fuzz bench bench-keys clean \
 	tools-installed check-format check-vet check-lint check-proto \
 	check-breaking check-generated check-modules check-race
 
@@ -70,6 +73,12 @@ fuzz: tools-installed ## run each fuzz target for FUZZTIME (30s)
 		echo "== $${file%/*} $$name"; \
 		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$${file%/*}" </dev/null || exit 1; \
 	done
+
+bench: tools-installed build ## measure on a quiet machine, and write docs/performance.md (5 minutes)
+	$(GO) run ./internal/benchrun -part ops -turns $(BENCHTIME)
+
+bench-keys: tools-installed build ## the same for 10,000 keys, start-up and memory (10 minutes)
+	$(GO) run ./internal/benchrun -part keys -turns $(BENCHTIME)
 
 clean: ## remove built files (not .keyhold: it holds keys)
 	rm -rf $(BIN) .gen

@@ -109,6 +109,13 @@ var internalImports = map[string]reasons{
 		"softhsm-config":      "a configuration of SoftHSM for tokens that are staged",
 	},
 
+	"server/tokenbench": {
+		"hsm":            "the token that it measures",
+		"hsm/pubkey":     "names of signature algorithms",
+		"internal/bench": "the form of its results",
+		"softhsm-config": "a token of its own, where none is named",
+	},
+
 	"server/doctor": {
 		"server":              "it reads the same configuration",
 		"server/kms":          "what records and tokens must agree on",
@@ -117,6 +124,11 @@ var internalImports = map[string]reasons{
 		"hsm":                 "it looks at tokens without a server",
 		"hsm/witness":         "it runs the witness",
 		"proto/awsjson":       "it names key types as AWS spells them",
+	},
+
+	"internal/bench": {},
+	"internal/benchrun": {
+		"internal/bench": "it reads the results of all benchmarks",
 	},
 
 	"client": {
@@ -134,16 +146,20 @@ var internalImports = map[string]reasons{
 		"client/filecrypt": "keyhold file",
 		"proto/awsjson":    "--output json has AWS's member names",
 		"server/audit":     "keyhold audit verify, offline",
+		"internal/bench":   "keyhold bench prints what all benchmarks do",
 	},
 	"cmd/keyholdd": {
-		"server":        "the daemon",
-		"server/audit":  "an anchor on restore's command line",
-		"server/backup": "keyholdd backup and restore",
-		"server/dev":    "keyholdd dev",
-		"server/doctor": "keyholdd doctor",
-		"server/kms":    "keyholdd orphans shows what the core found",
-		"hsm":           "doctor's --token is a pkcs11: URI",
-		"hsm/witness":   "keyholdd witness, the child process",
+		"server":              "the daemon",
+		"server/audit":        "an anchor on restore's command line",
+		"server/backup":       "keyholdd backup and restore",
+		"server/dev":          "keyholdd dev",
+		"server/doctor":       "keyholdd doctor",
+		"server/kms":          "keyholdd orphans shows what the core found",
+		"server/tokenbench":   "keyholdd bench-token",
+		"server/store/sqlite": "bench-token keeps the daemon from starting meanwhile",
+		"internal/bench":      "bench-token prints what all benchmarks do",
+		"hsm":                 "doctor's --token is a pkcs11: URI",
+		"hsm/witness":         "keyholdd witness, the child process",
 	},
 }
 
@@ -222,7 +238,7 @@ var outsideImports = map[string]struct {
 	},
 	"golang.org/x/sys": {
 		reason: "fallocate, fdatasync, locks, resource limits, disk space",
-		users:  []string{"hsm", "server/audit", "server/store/sqlite", "server", "server/backup", "server/doctor", "cmd/..."},
+		users:  []string{"hsm", "server/audit", "server/store/sqlite", "server", "server/backup", "server/doctor", "server/tokenbench", "cmd/..."},
 	},
 	"golang.org/x/time": {
 		reason: "rate limits",
@@ -266,11 +282,14 @@ var guardedStandard = map[string]reasons{
 		"hsm/hsmtest/fault": "it compiles its library",
 
 		"client/internal/daemontest": "it builds and runs the daemon",
+		"internal/benchrun":          "it runs the programs that it measures",
 	},
 	"net/http": {
 		"server":          "it runs the admin listener",
 		"server/adminapi": "the admin listener is HTTP",
 		"cmd/keyhold":     "keyhold status asks the admin listener",
+
+		"internal/benchrun": "it reads the memory of the server that it measures",
 	},
 	"log":            {}, // a *slog.Logger is passed in
 	"math/rand":      {}, // what is random here decides about secrets

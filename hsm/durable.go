@@ -22,7 +22,7 @@ type durable struct {
 	fsync func(*os.File) error // (*os.File).Sync
 
 	mu    sync.Mutex
-	known map[string]bool // names that are durable
+	known map[string]bool // objects' files that are durable, and perhaps some that are gone
 }
 
 // softhsmMaker is what SoftHSM says in CK_TOKEN_INFO.manufacturerID.
@@ -40,11 +40,12 @@ func newDurable(c *conn) (*durable, error) {
 			return nil, fmt.Errorf("the folder of SoftHSM token %q, which must be synced after changes: %w; name it in the configuration (TokenDir)", c.t.label, err)
 		}
 	}
-	names, err := readNames(dir)
+	d := &durable{dir: dir, fsync: (*os.File).Sync}
+	names, _, err := d.unknown()
 	if err != nil {
 		return nil, &deviceError{fmt.Errorf("folder of token %q: %w", c.t.label, err)}
 	}
-	d := &durable{dir: dir, fsync: (*os.File).Sync, known: names}
+	d.note(names)
 	// What was written before this process, or by a process that was killed, was never synced either. Files that cannot change any more were
 	// probably written back long ago; the counters are cheap to sync at any rate.
 	if err := d.syncFiles("generation", "token.object"); err != nil {
@@ -69,25 +70,29 @@ func (d *durable) sync() error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	names, err := readNames(d.dir)
+	names, all, err := d.unknown()
 	if err != nil {
 		return d.fail(err)
 	}
-	changed := []string{"generation", "token.object"}
-	for name := range names {
-		if !d.known[name] && strings.HasSuffix(name, ".object") {
-			changed = append(changed, name)
-		}
-	}
-	if err := d.syncFiles(changed...); err != nil {
+	if err := d.syncFiles(append(names, "generation", "token.object")...); err != nil {
 		return d.fail(err)
 	}
 	if err := d.syncDir(d.dir); err != nil {
 		return d.fail(err)
 	}
-	d.known = names
+	d.note(names)
+	if len(d.known) > 2*all+knownGone {
+		d.known = nil
+		if names, _, err = d.unknown(); err != nil {
+			return d.fail(err)
+		}
+		d.note(names)
+	}
 	return nil
 }
+
+// knownGone is how many names of files that are gone are kept at any rate: forgetting them takes a second look at the folder.
+const knownGone = 1024
 
 func (d *durable) fail(err error) error {
 	return unavailable("make the token's objects durable: %w", err)
@@ -124,25 +129,41 @@ func (d *durable) syncDir(dir string) error {
 	return d.fsync(f)
 }
 
-// readNames lists a folder.
-func readNames(dir string) (map[string]bool, error) {
-	f, err := os.Open(dir)
+// unknown lists the objects' files that are not known, and counts all. It keeps no list of the others: a folder of 10,000 keys has twice as many
+// files, and is read for each new key.
+func (d *durable) unknown() (names []string, all int, err error) {
+	f, err := os.Open(d.dir)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer f.Close()
-	names := map[string]bool{}
 	for {
 		part, err := f.Readdirnames(1024)
 		for _, n := range part {
-			names[n] = true
+			if !strings.HasSuffix(n, ".object") {
+				continue
+			}
+			all++
+			if !d.known[n] {
+				names = append(names, n)
+			}
 		}
 		if errors.Is(err, io.EOF) {
-			return names, nil
+			return names, all, nil
 		}
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
+	}
+}
+
+// note makes names known.
+func (d *durable) note(names []string) {
+	if d.known == nil {
+		d.known = map[string]bool{}
+	}
+	for _, n := range names {
+		d.known[n] = true
 	}
 }
 

@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -184,5 +185,28 @@ func TestSerialOfUUID(t *testing.T) {
 		if got := serialOfUUID(name); got != want {
 			t.Errorf("%q: got %q, want %q", name, got, want)
 		}
+	}
+}
+
+// TestKnownFilesAreForgotten: what is kept of files does not grow with those that came and went, and no file is synced twice.
+func TestKnownFilesAreForgotten(t *testing.T) {
+	synced := map[string]int{}
+	d := &durable{dir: t.TempDir(), fsync: func(f *os.File) error { synced[filepath.Base(f.Name())]++; return nil }}
+	add := func(name string) { check(t, os.WriteFile(filepath.Join(d.dir, name+".object"), nil, 0o600)) }
+	add("stays")
+	for i := range 3 * knownGone {
+		name := fmt.Sprint(i)
+		add(name)
+		check(t, d.sync())
+		if n := synced[name+".object"]; n != 1 {
+			t.Fatalf("file %d was synced %d times", i, n)
+		}
+		check(t, os.Remove(filepath.Join(d.dir, name+".object")))
+	}
+	if n := synced["stays.object"]; n != 1 {
+		t.Errorf("a file that stayed was synced %d times", n)
+	}
+	if n := len(d.known); n > 2*2+knownGone {
+		t.Errorf("%d names are kept of 1 file", n)
 	}
 }

@@ -31,8 +31,8 @@ type GenerateRequest struct {
 //   - has passed a pairwise test with host code;
 //   - is durable, as far as the token lets one know (SoftHSM: its files are synced).
 //
-// The errors are ErrInvalidInput, ErrUnsupported when the probe did not prove what the key is for, ErrDuplicate when the token has an
-// object with that CKA_ID, ErrCustody when the proof fails, and those of the token. After an error nothing is left in the token, unless the
+// The errors are ErrInvalidInput, ErrUnsupported when the probe did not prove what the key is for, ErrDuplicate when the token is known to
+// have an object with that CKA_ID, ErrCustody when the proof fails, and those of the token. After an error nothing is left in the token, unless the
 // token fails to destroy it too or the process ends: an orphan that [Token.Objects] shows.
 func (t *Token) Generate(ctx context.Context, req GenerateRequest) (*Attestation, error) {
 	req.ID = own(req.ID)
@@ -127,12 +127,8 @@ func (b *birth) giveUp() bool {
 
 // run makes the key, on the session of manage: alone among all that create, find and destroy token objects.
 func (b *birth) run(s *session) error {
-	found, err := s.find([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_ID, b.req.ID)}, 1)
-	if err != nil {
+	if err := b.unique(s); err != nil {
 		return err
-	}
-	if len(found) > 0 {
-		return fmt.Errorf("%w: CKA_ID %x is taken", ErrDuplicate, b.req.ID)
 	}
 	if !b.begin() {
 		return b.ended()
@@ -153,6 +149,23 @@ func (b *birth) run(s *session) error {
 		return nil
 	}
 	return errors.Join(err, b.undo(s, secret, public))
+}
+
+// unique refuses a CKA_ID that is taken. The token is searched only for an id that the index knows, since its object may be gone: SoftHSM reads
+// every object's file for a search, which at 10,000 keys takes ten times as long as making one. What another process has made since the
+// connection was made goes unnoticed here; ids are random, and two objects of one name are noticed where they are searched for or loaded.
+func (b *birth) unique(s *session) error {
+	if !s.c.index.knows(string(b.req.ID)) {
+		return nil
+	}
+	found, err := s.find([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_ID, b.req.ID)}, 1)
+	if err != nil {
+		return err
+	}
+	if len(found) > 0 {
+		return fmt.Errorf("%w: CKA_ID %x is taken", ErrDuplicate, b.req.ID)
+	}
+	return nil
 }
 
 // prove reads the key back and tests it, and fills in the attestation.

@@ -35,7 +35,7 @@ func TestGenerateFaults(t *testing.T) {
 	}{{AES256, PurposeSeal}, {AES256, PurposeWrap}, {HMAC256, PurposeMAC}, {P256, PurposeSign}, {Ed25519, PurposeSign}} {
 		spec := kind.spec
 		info, _ := spec.info()
-		calls := []string{"C_FindObjectsInit", "C_FindObjects", "C_FindObjectsFinal", "C_GetAttributeValue"}
+		calls := []string{"C_GetAttributeValue"}
 		switch {
 		case info.asymmetric():
 			calls = append(calls, "C_GenerateKeyPair", "C_SignInit", "C_Sign")
@@ -238,4 +238,39 @@ func has(template []*pkcs11.Attribute, attribute uint) bool {
 		}
 	}
 	return false
+}
+
+// TestGenerateSearchesWhatIsKnown: a search costs more than a key on a full token, so one is made only for an id that was seen before.
+func TestGenerateSearchesWhatIsKnown(t *testing.T) {
+	w := newWorld(t, true)
+	tok := w.ready(quiet(w.token("alpha")))
+	finds := w.fault.Calls(t, "C_FindObjectsInit")
+	works(t, aesKey(t, tok, "one"))
+	if n := w.fault.Calls(t, "C_FindObjectsInit") - finds; n != 0 {
+		t.Errorf("%d searches for a key with an id of its own", n)
+	}
+	request := GenerateRequest{Spec: P256, Purpose: PurposeSign, ID: []byte("one"), Label: "another"}
+	_, err := tok.Generate(ctx(t), request)
+	wantErr(t, "a key with the id of another", err, ErrDuplicate)
+	for _, call := range []string{"C_FindObjectsInit", "C_FindObjects", "C_FindObjectsFinal"} {
+		before := count(t, tok)
+		w.fault.Fail(t, call, pkcs11.CKR_ARGUMENTS_BAD, 1)
+		if _, err := tok.Generate(ctx(t), request); err == nil || errors.Is(err, ErrDuplicate) {
+			t.Errorf("%s fails: Generate = %v", call, err)
+		}
+		w.fault.ClearAll()
+		if after := count(t, tok); after != before {
+			t.Errorf("%s fails: %d objects before, %d after", call, before, after)
+		}
+	}
+	// Another process destroyed it: the id is free, whatever was known.
+	manually(t, tok, func(s *session) error {
+		found, err := findRaw(s, "one")
+		if err != nil || len(found) != 1 {
+			return fmt.Errorf("%d objects, %w", len(found), err)
+		}
+		return s.p.DestroyObject(s.h, found[0])
+	})
+	_, err = tok.Generate(ctx(t), request)
+	check(t, err)
 }

@@ -109,6 +109,21 @@ func (x *index) forget(id string) {
 	}
 }
 
+// knows tells whether an object of any class is known by that CKA_ID.
+func (x *index) knows(id string) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if _, ok := x.byName[objectName{pkcs11.CKO_CERTIFICATE, id}]; ok {
+		return true
+	}
+	for _, class := range keyClasses {
+		if _, ok := x.byName[objectName{class, id}]; ok {
+			return true
+		}
+	}
+	return false
+}
+
 func (x *index) len() int {
 	x.mu.RLock()
 	defer x.mu.RUnlock()

@@ -255,3 +255,36 @@ func TestDestroyManyOfAName(t *testing.T) {
 		})
 	}
 }
+
+// TestObjectsThatAreNoKeys: data objects have neither key type nor CKA_ID, and are listed beside keys.
+func TestObjectsThatAreNoKeys(t *testing.T) {
+	w := newWorld(t, true)
+	tok := w.ready(quiet(w.token("alpha")))
+	aesKey(t, tok, "one")
+	check(t, tok.manage(ctx(t), "test", func(s *session) error {
+		_, err := s.p.CreateObject(s.h, []*pkcs11.Attribute{
+			pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_DATA), pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
+			pkcs11.NewAttribute(pkcs11.CKA_LABEL, "note"), pkcs11.NewAttribute(pkcs11.CKA_VALUE, []byte("text")),
+		})
+		return err
+	}))
+	objects, err := tok.Objects(ctx(t))
+	check(t, err)
+	var data, keys int
+	for _, o := range objects {
+		switch {
+		case o.Class.String() == "data" && o.Label == "note" && len(o.ID) == 0 && o.KeyType == 0:
+			data++
+		case o.Class == ClassSecretKey && o.KeyType == pkcs11.CKK_AES && len(o.ID) > 0 && o.Label != "":
+			keys++
+		}
+	}
+	if len(objects) != 3 || data != 1 || keys != 2 { // with the canary
+		t.Errorf("%d objects, of which %d data and %d keys: %+v", len(objects), data, keys, objects)
+	}
+	w.fault.Fail(t, "C_GetAttributeValue", pkcs11.CKR_ARGUMENTS_BAD, 1)
+	if _, err := tok.Objects(ctx(t)); err == nil {
+		t.Error("Objects succeeded though attributes could not be read")
+	}
+	w.fault.ClearAll()
+}

@@ -92,28 +92,27 @@ func survey[T any](ctx context.Context, t *Token, call string, read func(*sessio
 
 // object reads the names of an object. What is no key has no key type, and data objects have no CKA_ID either.
 func (s *session) object(h pkcs11.ObjectHandle) (Object, error) {
-	class, err := s.attribute(h, pkcs11.CKA_CLASS)
-	if err != nil {
+	names := [...]uint{pkcs11.CKA_CLASS, pkcs11.CKA_KEY_TYPE, pkcs11.CKA_ID, pkcs11.CKA_LABEL}
+	query := make([]*pkcs11.Attribute, len(names))
+	for i, a := range names {
+		query[i] = pkcs11.NewAttribute(a, nil)
+	}
+	// All at once: SoftHSM opens the object's file for each call.
+	got, err := s.p.GetAttributeValue(s.h, h, query)
+	if err == nil {
+		return Object{Class: ObjectClass(ulong(got[0].Value)), KeyType: ulong(got[1].Value), ID: got[2].Value, Label: string(got[3].Value)}, nil
+	}
+	if err := s.fail("C_GetAttributeValue", err); !isCode(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID) {
 		return Object{}, err
 	}
-	o := Object{Class: ObjectClass(ulong(class))}
-	for _, f := range []struct {
-		attribute uint
-		set       func([]byte)
-	}{
-		{pkcs11.CKA_KEY_TYPE, func(b []byte) { o.KeyType = ulong(b) }},
-		{pkcs11.CKA_ID, func(b []byte) { o.ID = b }},
-		{pkcs11.CKA_LABEL, func(b []byte) { o.Label = string(b) }},
-	} {
-		value, err := s.attribute(h, f.attribute)
-		switch {
-		case err == nil:
-			f.set(value)
-		case !isCode(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID):
+	var values [len(names)][]byte
+	for i, a := range names {
+		values[i], err = s.attribute(h, a)
+		if err != nil && (a == pkcs11.CKA_CLASS || !isCode(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID)) {
 			return Object{}, err
 		}
 	}
-	return o, nil
+	return Object{Class: ObjectClass(ulong(values[0])), KeyType: ulong(values[1]), ID: values[2], Label: string(values[3])}, nil
 }
 
 // Destroy destroys all token objects that have that CKA_ID and that label, and drops their handles and session copies. The label is a second

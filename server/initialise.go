@@ -18,6 +18,24 @@ import (
 // may be repeated after it failed; what exists is left as it is. It reports
 // what it did, a line each.
 func Initialise(ctx context.Context, cfg *Config, opts Options) (done []string, err error) {
+	if done, err = InitialiseData(ctx, cfg, opts); err != nil {
+		return done, err
+	}
+	s := &Server{cfg: cfg, log: opts.Logger, metrics: adminapi.NewMetrics(), tokens: make(map[string]*hsm.Token)}
+	defer s.Close(ctx)
+	// A token without its canary key says that it is not ready and that this
+	// command helps. What is really wrong is returned.
+	if err := s.openTokens(slog.New(slog.DiscardHandler)); err != nil {
+		return done, err
+	}
+	canaries, err := s.EnsureCanaries(ctx)
+	return append(done, canaries...), err
+}
+
+// InitialiseData is Initialise without the tokens: opening one that holds
+// thousands of keys takes seconds, and on SoftHSM memory that it does not give
+// back. Who goes on with New calls Server.EnsureCanaries then.
+func InitialiseData(ctx context.Context, cfg *Config, opts Options) (done []string, err error) {
 	if err := CheckRestored(cfg); err != nil {
 		return nil, err
 	}
@@ -41,16 +59,12 @@ func Initialise(ctx context.Context, cfg *Config, opts Options) (done []string, 
 	if err != nil {
 		return done, err
 	}
-	if err := journal.Close(ctx); err != nil {
-		return done, err
-	}
-	s := &Server{cfg: cfg, log: opts.Logger, metrics: adminapi.NewMetrics(), tokens: make(map[string]*hsm.Token)}
-	defer s.Close(ctx)
-	// A token without its canary key says that it is not ready and that this
-	// command helps. What is really wrong is returned.
-	if err := s.openTokens(slog.New(slog.DiscardHandler)); err != nil {
-		return done, err
-	}
+	return done, journal.Close(ctx)
+}
+
+// EnsureCanaries makes the canary key in every token that has none, and
+// reports what it did, a line each.
+func (s *Server) EnsureCanaries(ctx context.Context) (done []string, err error) {
 	for name, t := range s.tokens {
 		created, err := t.EnsureCanary(ctx)
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -18,15 +19,16 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/keyhold/keyhold/internal/bench"
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 )
 
 // reports parses what bench prints with --output json.
-func reports(t *testing.T, out string) []benchReport {
+func reports(t *testing.T, out string) []bench.Result {
 	t.Helper()
-	var all []benchReport
+	var all []bench.Result
 	for line := range strings.Lines(out) {
-		var r benchReport
+		var r bench.Result
 		dec := json.NewDecoder(strings.NewReader(line))
 		dec.DisallowUnknownFields()
 		if err := dec.Decode(&r); err != nil {
@@ -86,7 +88,7 @@ func TestBenchBatches(t *testing.T) {
 		if !op.batches {
 			continue
 		}
-		key, err := a.benchKey(t.Context(), shared.client, &op, 0, 1)
+		key, err := a.benchKey(t.Context(), shared.client, &op, 0, 1, &benchKeys{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -187,5 +189,47 @@ func TestReadResults(t *testing.T) {
 	tl.fail(errors.New("x"), 4)
 	if want := map[string]int{"DisabledException": 1, "ThrottlingException": 1, "error": 4}; tl.ops != 2 || tl.errors != 6 || !maps.Equal(tl.names, want) {
 		t.Errorf("%d ops, %d errors, %v", tl.ops, tl.errors, tl.names)
+	}
+}
+
+// Every key is in a batch, however many there are, and every batch is full.
+func TestBenchBatchesCoverKeys(t *testing.T) {
+	for _, tc := range []struct{ keys, items, batches int }{{1, 7, 1}, {3, 2, 3}, {100, 10, 100}, {101, 10, 11}, {1000, 100, 10}} {
+		reqs := make([]proto.Message, tc.keys)
+		for i := range reqs {
+			reqs[i] = &keyholdv1.EncryptRequest{KeyId: strconv.Itoa(i)}
+		}
+		batches, err := makeBatches(reqs, tc.items)
+		if err != nil || len(batches) != tc.batches {
+			t.Errorf("%d keys in batches of %d: %d batches, %v; want %d", tc.keys, tc.items, len(batches), err, tc.batches)
+		}
+		seen := map[string]bool{}
+		for _, b := range batches {
+			batch, ok := b.(*keyholdv1.BatchRequest)
+			if !ok || len(batch.GetItems()) != tc.items {
+				t.Fatalf("%d keys in batches of %d: %v", tc.keys, tc.items, b)
+			}
+			for _, item := range batch.GetItems() {
+				seen[item.GetEncrypt().GetKeyId()] = true
+			}
+		}
+		if len(seen) != tc.keys {
+			t.Errorf("%d keys in batches of %d: only %d are used", tc.keys, tc.items, len(seen))
+		}
+	}
+}
+
+// A few keys that were made are named, many are counted.
+func TestBenchKeysTell(t *testing.T) {
+	for _, tc := range []struct{ n, lines int }{{0, 0}, {1, 1}, {benchKeysNamed, benchKeysNamed}, {benchKeysNamed + 1, 1}, {10000, 1}} {
+		var made benchKeys
+		for i := range tc.n {
+			made.add("alias/" + strconv.Itoa(i))
+		}
+		var out strings.Builder
+		made.tell(&out)
+		if n := strings.Count(out.String(), "\n"); n != tc.lines || tc.n > benchKeysNamed && !strings.Contains(out.String(), "made "+strconv.Itoa(tc.n)+" keys") {
+			t.Errorf("%d keys: %q", tc.n, out.String())
+		}
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/keyhold/keyhold/client"
+	"github.com/keyhold/keyhold/internal/bench"
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 )
 
@@ -50,7 +51,7 @@ type loadOp struct {
 
 // tally is what came of requests.
 type tally struct {
-	histogram histogram
+	histogram bench.Histogram
 	ops       int            // items that succeeded
 	errors    int            // items that did not
 	names     map[string]int // the errors, by exception or gRPC code
@@ -215,7 +216,7 @@ func pause(ctx context.Context) {
 // count counts a request that was answered, with the names of the errors of
 // its items.
 func (t *tally) count(d time.Duration, items int, failed []string) {
-	t.histogram.add(d, items-len(failed))
+	t.histogram.Add(d, items-len(failed))
 	t.ops += items - len(failed)
 	for _, name := range failed {
 		t.addError(name, 1)
@@ -243,7 +244,7 @@ func (t *tally) addError(name string, n int) {
 }
 
 func (t *tally) merge(other *tally) {
-	t.histogram.merge(&other.histogram)
+	t.histogram.Merge(&other.histogram)
 	t.ops += other.ops
 	for name, n := range other.names {
 		t.addError(name, n)

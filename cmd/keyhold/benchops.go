@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/keyhold/keyhold/client"
@@ -181,110 +180,6 @@ func batchItem(req proto.Message) (*keyholdv1.BatchItem, error) {
 		return &keyholdv1.BatchItem{Request: &keyholdv1.BatchItem_VerifyMac{VerifyMac: r}}, nil
 	}
 	return nil, fmt.Errorf("a batch has no items of %s", req.ProtoReflect().Descriptor().Name())
-}
-
-// prepareLoad makes the requests of an operation: one for each key, or, in
-// batches, one that begins with each key.
-func (a *app) prepareLoad(ctx context.Context, c *client.Client, b *benchArgs, op *benchRun) (*loadOp, error) {
-	load := &loadOp{benchRun: *op, method: op.method}
-	payload := make([]byte, b.payload)
-	for i := range payload {
-		payload[i] = byte(i)
-	}
-	keys := 1
-	if op.usage != 0 {
-		keys = b.keys
-	}
-	reqs := make([]proto.Message, keys)
-	for i := range reqs {
-		var key *keyholdv1.KeyMetadata
-		var err error
-		if op.usage != 0 {
-			if key, err = a.benchKey(ctx, c, &op.benchOp, b.spec, i+1); err != nil {
-				return nil, err
-			}
-		}
-		if reqs[i], err = op.request(ctx, c, key, payload); err != nil {
-			return nil, rpcError(err)
-		}
-	}
-	if op.batch > 1 {
-		load.method = keyholdv1.CryptographyService_Batch_FullMethodName
-		var err error
-		if reqs, err = makeBatches(reqs, op.batch); err != nil {
-			return nil, err
-		}
-	}
-	for _, req := range reqs {
-		raw, err := proto.Marshal(req)
-		if err != nil {
-			return nil, err
-		}
-		load.requests = append(load.requests, mem.BufferSlice{mem.SliceBuffer(raw)})
-		load.messages = append(load.messages, req)
-	}
-	return load, nil
-}
-
-// makeBatches makes as many batches as there are requests, each of n items that
-// begin with another one.
-func makeBatches(reqs []proto.Message, n int) ([]proto.Message, error) {
-	items := make([]*keyholdv1.BatchItem, len(reqs))
-	for i, req := range reqs {
-		var err error
-		if items[i], err = batchItem(req); err != nil {
-			return nil, err
-		}
-	}
-	out := make([]proto.Message, len(reqs))
-	for i := range out {
-		batch := &keyholdv1.BatchRequest{}
-		for j := range n {
-			batch.Items = append(batch.Items, items[(i+j)%len(items)])
-		}
-		out[i] = batch
-	}
-	return out, nil
-}
-
-// benchKey returns the n-th key of an operation's type, and makes it if it is
-// not there.
-func (a *app) benchKey(ctx context.Context, c *client.Client, op *benchOp, spec keyholdv1.KeySpec, n int) (*keyholdv1.KeyMetadata, error) {
-	if spec == 0 {
-		spec = op.spec
-	}
-	// RSA keys are for one of two things: their aliases say which.
-	name := awsjson.EnumName(spec)
-	if strings.HasPrefix(name, "RSA_") {
-		name += "-" + awsjson.EnumName(op.usage)
-	}
-	alias := fmt.Sprintf("alias/%s%s-%d", benchAliasPrefix, name, n)
-	resp, err := c.Keys.DescribeKey(ctx, &keyholdv1.DescribeKeyRequest{KeyId: alias})
-	if err == nil {
-		meta := resp.GetKeyMetadata()
-		if meta.GetKeyState() != keyholdv1.KeyState_KEY_STATE_ENABLED || meta.GetKeySpec() != spec || meta.GetKeyUsage() != op.usage {
-			hint := "`keyhold bench --cleanup` discards the keys of benchmarks, and the next benchmark makes others"
-			if meta.GetDescription() != benchDescription {
-				hint = "bench did not make that key: aliases that begin with alias/" + benchAliasPrefix + " are for its own"
-			}
-			return nil, withHint(fmt.Errorf("%s is a key of spec %s for %s, and is %s", alias,
-				awsjson.EnumName(meta.GetKeySpec()), awsjson.EnumName(meta.GetKeyUsage()), awsjson.EnumName(meta.GetKeyState())), "%s", hint)
-		}
-		return meta, nil
-	}
-	if e, ok := client.ErrorFrom(err); !ok || e.Exception != "NotFoundException" {
-		return nil, rpcError(err)
-	}
-	created, err := c.Keys.CreateKey(ctx, &keyholdv1.CreateKeyRequest{KeySpec: spec, KeyUsage: op.usage, Description: benchDescription})
-	if err != nil {
-		return nil, rpcError(err)
-	}
-	meta := created.GetKeyMetadata()
-	if _, err := c.Keys.CreateAlias(ctx, &keyholdv1.CreateAliasRequest{AliasName: alias, TargetKeyId: meta.GetKeyId()}); err != nil {
-		return nil, fmt.Errorf("the key %s was created and exists, but its alias %s was not: %w", meta.GetArn(), alias, rpcError(err))
-	}
-	fmt.Fprintf(a.stderr, "keyhold: made %s, which stays for the next time; `keyhold bench --cleanup` discards it\n", alias)
-	return meta, nil
 }
 
 // benchCleanup schedules the deletion of the keys that bench has made, and

@@ -4,56 +4,26 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
+
+	"github.com/keyhold/keyhold/internal/bench"
 )
 
-// benchReport is what --output json prints of an operation, on a line of its
-// own. Scripts rely on its members.
-type benchReport struct {
-	Op           string  `json:"op"` // as --op has it, with :coalesce or :batch=N
-	Door         string  `json:"door"`
-	Concurrency  int     `json:"concurrency"`
-	PayloadBytes int     `json:"payload_bytes"`
-	Batch        int     `json:"batch"`
-	Seconds      float64 `json:"seconds"`
-	Ops          int     `json:"ops"`
-	Errors       int     `json:"errors"`
-	OpsPerSecond float64 `json:"ops_per_second"`
-	P50          float64 `json:"p50_ms"`
-	P99          float64 `json:"p99_ms"`
-	P999         float64 `json:"p999_ms"`
-	// ServerCPU is null where the server did not tell its CPU time.
-	ServerCPU *float64 `json:"server_cpu_us_per_op"`
-}
-
-func (b *benchArgs) report(op *loadOp) benchReport {
+func (b *benchArgs) report(op *loadOp) bench.Result {
 	t := &op.tally
-	r := benchReport{
-		Op: op.label, Door: "grpc", Concurrency: b.concurrency, PayloadBytes: b.payload, Batch: op.batch,
-		Seconds: round3(t.elapsed.Seconds()), Ops: t.ops, Errors: t.errors,
-		P50: milliseconds(t.histogram.percentile(0.5)), P99: milliseconds(t.histogram.percentile(0.99)),
-		P999: milliseconds(t.histogram.percentile(0.999)),
-	}
+	r := bench.Result{Op: op.label, Door: "grpc", Concurrency: b.concurrency, PayloadBytes: b.payload, Batch: op.batch}
 	if op.name == "ping" || op.name == "datakey" {
 		r.PayloadBytes = 0
 	}
-	if t.elapsed > 0 {
-		r.OpsPerSecond = round3(float64(t.ops) / t.elapsed.Seconds())
+	cpu := -1.0
+	if t.cpuKnown {
+		cpu = t.cpu
 	}
-	if t.cpuKnown && t.ops > 0 {
-		cpu := round3(t.cpu * 1e6 / float64(t.ops))
-		r.ServerCPU = &cpu
-	}
+	r.Set(t.ops, t.errors, t.elapsed, &t.histogram, cpu)
 	return r
 }
-
-func round3(f float64) float64 { return math.Round(f*1000) / 1000 }
-
-func milliseconds(d time.Duration) float64 { return round3(float64(d) / float64(time.Millisecond)) }
 
 // printBench prints what was measured.
 func (a *app) printBench(b *benchArgs, loads []*loadOp) error {

@@ -38,14 +38,15 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
   keyholdd serve --config FILE          serve
   keyholdd doctor --config FILE         say what works, what does not, and why
   keyholdd backup --config FILE OUT     make a consistent set of all that is needed
-  keyholdd restore --config FILE IN     put one in place, in empty folders`,
+  keyholdd restore --config FILE IN     put one in place, in empty folders
+  keyholdd bench-token                  measure a token without a server`,
 		SilenceUsage: true, SilenceErrors: true, Version: version,
 	}
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.AddCommand(devCommand(), initCommand(), serveCommand(), doctorCommand(), orphansCommand(), backupCommand(), restoreCommand(), confirmClockCommand(), witnessCommand(), versionCommand())
+	root.AddCommand(devCommand(), initCommand(), serveCommand(), doctorCommand(), orphansCommand(), backupCommand(), restoreCommand(), benchTokenCommand(), confirmClockCommand(), witnessCommand(), versionCommand())
 	// What fails before a command runs is a mistake on the command line.
 	understood := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { understood = true }

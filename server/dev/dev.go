@@ -30,6 +30,9 @@ type Options struct {
 	GRPC, Admin string
 	Account     string
 	Regions     []string
+	// AuditDurability is audit.durability of the configuration; empty is its
+	// default.
+	AuditDurability string
 }
 
 // World is a development installation.
@@ -39,6 +42,8 @@ type World struct {
 	ConfigFile string
 	// EnvFile is where WriteEnv writes.
 	EnvFile string
+	// NewTokens is true where Prepare made a token.
+	NewTokens bool
 
 	opts   Options
 	certs  certificates
@@ -78,6 +83,7 @@ func Prepare(ctx context.Context, opts Options) (*World, error) {
 			return nil, err
 		}
 		w.tokens = append(w.tokens, t)
+		w.NewTokens = w.NewTokens || t.Created
 	}
 	if len(w.tokens) == 0 {
 		return nil, errors.New("--region: at least one region is needed")
@@ -103,6 +109,7 @@ func (w *World) configure(dir string) error {
 		Principals: []server.PrincipalConfig{
 			{ARN: "arn:aws:iam::" + w.opts.Account + ":root", Subjects: []string{rootSubject}},
 		},
+		Audit:      server.AuditConfig{Durability: w.opts.AuditDurability},
 		TrustClock: true, // development machines sleep
 	}
 	for i, region := range w.opts.Regions {

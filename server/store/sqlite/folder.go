@@ -131,6 +131,20 @@ func syncFolder(dir string) error {
 // the process ends, however it ends.
 type folderLock struct{ f *os.File }
 
+// Lock takes the right to use the data folder dir, without opening what is in
+// it, so that no other process does until release is called. ErrInUse, with the
+// process that has it.
+func Lock(dir string) (release func() error, err error) {
+	if err := checkFolder(dir); err != nil {
+		return nil, err
+	}
+	l, err := lockFolder(dir)
+	if err != nil {
+		return nil, err
+	}
+	return l.release, nil
+}
+
 // lockFolder takes the lock without waiting, or names who holds it.
 func lockFolder(dir string) (*folderLock, error) {
 	path := filepath.Join(dir, lockName)

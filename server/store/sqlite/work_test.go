@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -275,4 +276,27 @@ func TestRootWorksForOwner(t *testing.T) {
 			t.Errorf("%s is of %d:%d", e.Name(), st.Uid, st.Gid)
 		}
 	}
+}
+
+// TestLock: who holds the lock alone keeps the database from being opened.
+func TestLock(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	if _, err := Lock(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("lock a folder that is not there: %v", err)
+	}
+	s, err := Create(t.Context(), dir, Options{})
+	must(t, err)
+	if _, err := Lock(dir); !errors.Is(err, ErrInUse) {
+		t.Errorf("lock while it is open: %v", err)
+	}
+	must(t, s.Close())
+	release, err := Lock(dir)
+	must(t, err)
+	if _, err := Open(t.Context(), dir, Options{}); !errors.Is(err, ErrInUse) {
+		t.Errorf("open while it is locked: %v", err)
+	}
+	must(t, release())
+	s, err = Open(t.Context(), dir, Options{})
+	must(t, err)
+	must(t, s.Close())
 }

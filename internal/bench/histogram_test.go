@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"math"
@@ -25,26 +25,26 @@ func TestHistogramPercentiles(t *testing.T) {
 		"tiny":           func() int64 { return r.Int64N(3) },
 	} {
 		for _, n := range []int{1, 2, 99, 1000, 100_000} {
-			var h, a, b histogram
+			var h, a, b Histogram
 			exact := make([]int64, n)
 			for i := range exact {
 				exact[i] = draw()
-				h.add(time.Duration(exact[i]), 1)
+				h.Add(time.Duration(exact[i]), 1)
 				if i%3 == 0 {
-					a.add(time.Duration(exact[i]), 1)
+					a.Add(time.Duration(exact[i]), 1)
 				} else {
-					b.add(time.Duration(exact[i]), 1)
+					b.Add(time.Duration(exact[i]), 1)
 				}
 			}
-			a.merge(&b)
+			a.Merge(&b)
 			slices.Sort(exact)
 			for _, p := range []float64{0, 0.5, 0.9, 0.99, 0.999, 1} {
 				want := exact[max(1, int(math.Ceil(p*float64(n))))-1]
-				got := int64(h.percentile(p))
+				got := int64(h.Percentile(p))
 				if got < want || got > want+want/128 {
 					t.Errorf("%s, %d values: p%g = %d, exactly %d", name, n, 100*p, got, want)
 				}
-				if merged := int64(a.percentile(p)); merged != got {
+				if merged := int64(a.Percentile(p)); merged != got {
 					t.Errorf("%s, %d values: p%g = %d when merged, %d otherwise", name, n, 100*p, merged, got)
 				}
 			}
@@ -67,13 +67,13 @@ func TestHistogramBuckets(t *testing.T) {
 	if last != histogramBuckets-1 {
 		t.Errorf("the last bucket is %d of %d", last, histogramBuckets)
 	}
-	var h histogram
-	if h.percentile(0.5) != 0 {
+	var h Histogram
+	if h.Percentile(0.5) != 0 {
 		t.Error("without values a percentile is not 0")
 	}
-	h.add(time.Second, 99)
-	h.add(2*time.Second, 1)
-	if got := h.percentile(0.99); got < time.Second || got > time.Second+time.Second/128 {
+	h.Add(time.Second, 99)
+	h.Add(2*time.Second, 1)
+	if got := h.Percentile(0.99); got < time.Second || got > time.Second+time.Second/128 {
 		t.Errorf("p99 = %v", got)
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"math"
@@ -17,9 +17,9 @@ const (
 	histogramBuckets = (42 - histogramBits + 1) << histogramBits
 )
 
-// histogram counts durations in log-linear buckets, in memory that does not
+// Histogram counts durations in log-linear buckets, in memory that does not
 // grow. It is not safe for concurrent use: each worker has its own.
-type histogram struct {
+type Histogram struct {
 	counts [histogramBuckets]uint64
 	total  uint64
 }
@@ -38,23 +38,23 @@ func bucketTop(b int) int64 {
 	return int64(b-shift<<histogramBits+1)<<shift - 1
 }
 
-// add counts a duration n times.
-func (h *histogram) add(d time.Duration, n int) {
+// Add counts a duration n times.
+func (h *Histogram) Add(d time.Duration, n int) {
 	h.counts[bucketOf(int64(d))] += uint64(n)
 	h.total += uint64(n)
 }
 
-// merge adds what another one has counted.
-func (h *histogram) merge(other *histogram) {
+// Merge adds what another one has counted.
+func (h *Histogram) Merge(other *Histogram) {
 	for i, n := range other.counts {
 		h.counts[i] += n
 	}
 	h.total += other.total
 }
 
-// percentile returns the duration that a share p, from 0 to 1, of all counted
+// Percentile returns the duration that a share p, from 0 to 1, of all counted
 // ones do not exceed. It is never below the exact one. Without any it is 0.
-func (h *histogram) percentile(p float64) time.Duration {
+func (h *Histogram) Percentile(p float64) time.Duration {
 	rank := max(1, uint64(math.Ceil(p*float64(h.total))))
 	var seen uint64
 	for i, n := range h.counts {
