@@ -46,8 +46,12 @@ func (t *Token) Canary(ctx context.Context) error {
 	return err
 }
 
-// EnsureCanary makes the canary key where the token has none. created tells whether it did. Several processes must not do so at once.
+// EnsureCanary makes the canary key where the token has none. created tells whether it did. It waits until ctx ends for a token that is being
+// opened, which takes as long as it has objects and may be longer than any call. Several processes must not do so at once.
 func (t *Token) EnsureCanary(ctx context.Context) (created bool, err error) {
+	if err := t.opened(ctx); err != nil {
+		return false, err
+	}
 	if err := t.Canary(ctx); !errors.Is(err, ErrKeyNotFound) {
 		return false, err
 	}
@@ -57,4 +61,23 @@ func (t *Token) EnsureCanary(ctx context.Context) (created bool, err error) {
 	}
 	t.nudge() // a token without a canary was not ready
 	return true, t.Canary(ctx)
+}
+
+// opened waits for an attempt to open the token, and returns why it failed.
+func (t *Token) opened(ctx context.Context) error {
+	for {
+		_, err := t.serving(ctx, "Canary")
+		if err == nil || !errors.Is(err, errNotReturned) {
+			return err
+		}
+		st := t.state.Load()
+		if st.phase == phaseServing || !errors.Is(st.reason, errNotReturned) {
+			continue
+		}
+		select {
+		case <-st.changed:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", err, ctx.Err())
+		}
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/pkcs11"
@@ -136,6 +137,30 @@ func TestNoCanary(t *testing.T) {
 		t.Fatalf("ensure again: %v, %v", created, err)
 	}
 	works(t, k)
+}
+
+// TestEnsureCanaryOfSlowToken: a token that opens more slowly than a call may be is waited for, as long as the caller likes.
+func TestEnsureCanaryOfSlowToken(t *testing.T) {
+	w := newWorld(t, true)
+	cfg := w.bareToken("alpha")
+	cfg.CallTimeout = 100 * time.Millisecond
+	w.fault.Hang(t, "C_Login")
+	tok := w.open(cfg)
+	until(t, "it is down", func() bool { return tok.Status().State == StateDown })
+	_, err := tok.EnsureCanary(short(t, 50*time.Millisecond))
+	wantErr(t, "ensure, for 50 ms", err, context.DeadlineExceeded)
+	wantErr(t, "ensure, for 50 ms", err, ErrUnavailable)
+	made := make(chan error, 1)
+	go func() {
+		created, err := tok.EnsureCanary(ctx(t))
+		if err == nil && !created {
+			err = errors.New("there was one")
+		}
+		made <- err
+	}()
+	w.fault.Clear(t, "C_Login")
+	check(t, <-made)
+	check(t, tok.WaitReady(ctx(t)))
 }
 
 func TestOpenRefusesConfiguration(t *testing.T) {

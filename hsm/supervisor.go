@@ -207,6 +207,9 @@ func (s *supervisor) connect() {
 	s.seen = true
 }
 
+// errNotReturned is in the reason of a token that is down while an attempt to open it is under way.
+var errNotReturned = errors.New("has not returned")
+
 // dial makes a new connection and proves it with the canary.
 func (s *supervisor) dial() error {
 	for {
@@ -242,7 +245,7 @@ func (s *supervisor) attempt(what string, fn func() (*conn, error)) error {
 			s.c = r.c
 			return r.err
 		case <-slow.C:
-			t.setDown(unavailable("token %q: %s has not returned from PKCS#11 module %s since %s", t.label, what, t.mod.path, t.clock().Add(-t.cfg.CallTimeout).UTC().Format(time.RFC3339)))
+			t.setDown(unavailable("token %q: %s %w from PKCS#11 module %s since %s", t.label, what, errNotReturned, t.mod.path, t.clock().Add(-t.cfg.CallTimeout).UTC().Format(time.RFC3339)))
 		case <-t.stop:
 			return errClosing
 		}
