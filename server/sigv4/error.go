@@ -10,35 +10,37 @@ import (
 type Reason uint8
 
 const (
-	// MissingAuthenticationToken: the request is not signed at all.
+	// MissingAuthenticationToken means that the request is not signed at all.
 	// MissingAuthenticationTokenException; MissingAuthenticationToken.
 	MissingAuthenticationToken Reason = iota + 1
-	// IncompleteSignature: what is there is malformed, contradictory or above a
-	// limit. IncompleteSignatureException; IncompleteSignature.
+	// IncompleteSignature means that what is there is malformed, contradictory or
+	// above a limit. IncompleteSignatureException; IncompleteSignature.
 	IncompleteSignature
-	// InvalidScope: date, region, service or terminator of the credential scope
-	// is not what this request needs. InvalidSignatureException;
+	// InvalidScope means that date, region, service or terminator of the
+	// credential scope is not what this request needs. InvalidSignatureException;
 	// SignatureDoesNotMatch.
 	InvalidScope
-	// Expired: the date is before the window, or a presigned request is past its
-	// time. InvalidSignatureException; SignatureDoesNotMatch.
+	// Expired means that the date is before the window, or a presigned request
+	// past its time. InvalidSignatureException; SignatureDoesNotMatch.
 	Expired
-	// NotYetCurrent: the date is after the window. InvalidSignatureException;
-	// SignatureDoesNotMatch.
+	// NotYetCurrent means that the date is after the window.
+	// InvalidSignatureException; SignatureDoesNotMatch.
 	NotYetCurrent
-	// UnknownAccessKey: there is no such access key, or it is not active.
+	// UnknownAccessKey means that there is no such access key, or none that is
+	// active.
 	// UnrecognizedClientException; InvalidClientTokenId.
 	UnknownAccessKey
-	// InvalidSessionToken: the session token is missing, not ours, or of another
-	// access key. UnrecognizedClientException; InvalidClientTokenId.
+	// InvalidSessionToken means that the session token is missing, not ours, or of
+	// another access key. UnrecognizedClientException; InvalidClientTokenId.
 	InvalidSessionToken
-	// ExpiredToken: the session is over. ExpiredTokenException; ExpiredToken.
+	// ExpiredToken means that the session is over. ExpiredTokenException; ExpiredToken.
 	ExpiredToken
-	// SignatureMismatch: the signature is not this key's for this request.
+	// SignatureMismatch means that the signature is not this key's for this
+	// request, or does not cover a header that it must.
 	// InvalidSignatureException; SignatureDoesNotMatch.
 	SignatureMismatch
-	// PayloadMismatch: X-Amz-Content-Sha256 is not the body's hash, or is a form
-	// of payload that is not accepted. InvalidSignatureException;
+	// PayloadMismatch means that X-Amz-Content-Sha256 is not the body's hash, or a
+	// form of payload that is not accepted. InvalidSignatureException;
 	// SignatureDoesNotMatch.
 	PayloadMismatch
 )

@@ -57,7 +57,7 @@ func TestSecretsDoNotPrint(t *testing.T) {
 	for _, secret := range [][]byte{key[:], nobodys[:], []byte(testSecret)} {
 		for _, shape := range []string{
 			string(secret), hex.EncodeToString(secret), strings.ToUpper(hex.EncodeToString(secret)),
-			strings.Trim(fmt.Sprint(secret), "[]"), strings.Trim(fmt.Sprintf("%#v", secret[:8]), "[]byte{}"),
+			strings.Trim(fmt.Sprintf("%d", secret), "[]"), strings.Trim(fmt.Sprintf("%#v", secret[:8]), "[]byte{}"),
 		} {
 			if strings.Contains(out.String(), shape) {
 				t.Errorf("a secret was printed as %q", shape)

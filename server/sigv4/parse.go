@@ -31,7 +31,7 @@ const (
 	headerPayload = "X-Amz-Content-Sha256"
 
 	queryAlgorithm     = "X-Amz-Algorithm"
-	queryCredential    = "X-Amz-Credential"
+	queryCredential    = "X-Amz-Credential" //nolint:gosec // G101: a parameter's name
 	queryDate          = "X-Amz-Date"
 	queryExpires       = "X-Amz-Expires"
 	querySignedHeaders = "X-Amz-SignedHeaders"
