@@ -15,9 +15,8 @@ type Credentials interface {
 	// LookUp finds the active access key of a request. sessionToken is empty
 	// when the request has none; a long-term key with a session token, and a
 	// temporary one without, are ErrInvalidSessionToken. Neither argument is
-	// authenticated yet: at most maxAccessKeyIDBytes and maxSessionTokenBytes of
-	// a stranger's choice, without control characters. They are parts of the
-	// request: clone them before keeping them.
+	// authenticated yet: up to 128 and 8192 bytes of a stranger's choice, visible
+	// ASCII. They are parts of the request: clone them before keeping them.
 	//
 	// It must return an error that is ErrUnknownAccessKey, ErrInvalidSessionToken
 	// or ErrExpiredToken (errors.Is) for what is the caller's fault; any other
