@@ -34,7 +34,7 @@ BUF = $(GO) run github.com/bufbuild/buf/cmd/buf@v1.75.0
 # BREAKING_BASE=<revision> overrides it.
 BREAKING_BASE ?= $(shell git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null || git rev-parse --verify --quiet origin/main 2>/dev/null)
 
-.PHONY: help dev test check build generate fmt lint fuzz bench bench-keys clean \
+.PHONY: help dev test interop check build generate fmt lint fuzz bench bench-keys clean \
 	tools-installed check-format check-vet check-lint check-proto \
 	check-breaking check-generated check-modules check-race
 
@@ -50,6 +50,11 @@ dev: tools-installed build ## start everything on loopback, with a SoftHSM token
 test: tools-installed ## run all tests
 	CGO_ENABLED=1 $(GO) test $(PKGS)
 
+# A module of its own: its dependencies, the clients, are not Keyhold's.
+interop: ## run the tests against other people's clients, which interop/install.sh installs
+	@interop/install.sh
+	cd interop && $(GO) test -count=1 ./...
+
 build: ## build bin/keyholdd (needs cgo) and bin/keyhold (pure Go)
 	CGO_ENABLED=1 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/keyholdd ./cmd/keyholdd
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/keyhold ./cmd/keyhold
@@ -62,6 +67,7 @@ generate: ## write the Go code of proto/ again
 fmt: ## format Go and proto
 	$(GOFUMPT) -w .
 	cd tools && $(GOFUMPT) -w .
+	cd interop && $(GOFUMPT) -w .
 	$(BUF) format -w proto
 
 lint: tools-installed check-vet check-lint ## vet and lint the Go code
@@ -91,13 +97,14 @@ check: tools-installed check-format check-modules check-generated check-proto ch
 
 check-format:
 	@echo "== gofumpt"
-	@out=$$($(GOFUMPT) -l . && cd tools && $(GOFUMPT) -l .) || exit 1; \
+	@out=$$($(GOFUMPT) -l . && cd tools && $(GOFUMPT) -l . && cd ../interop && $(GOFUMPT) -l .) || exit 1; \
 	if [ -n "$$out" ]; then echo "not formatted (make fmt):"; echo "$$out"; exit 1; fi
 
 check-modules:
 	@echo "== go.mod and go.sum"
 	@$(GO) mod tidy -diff
 	@cd tools && $(GO) mod tidy -diff
+	@cd interop && $(GO) mod tidy -diff
 	@$(GO) mod verify
 
 check-generated: generate
@@ -132,6 +139,7 @@ check-vet:
 	@echo "== go vet"
 	@CGO_ENABLED=1 $(GO) vet $(PKGS)
 	@cd tools && $(GO) vet ./...
+	@cd interop && $(GO) vet ./...
 
 check-lint:
 	@echo "== golangci-lint"
