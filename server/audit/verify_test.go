@@ -387,6 +387,8 @@ func TestVerifyOvertaken(t *testing.T) {
 	opts.SegmentBytes = 8 << 20
 	j := open(t, dir, opts)
 	add(t, j, 0, 10, 1000)
+	closeJournal(t, j, false) // when it is opened again it stays in its first segment
+	j = open(t, dir, opts)
 	name := segmentName(0)
 	old := map[string][]byte{name: readFile(t, filepath.Join(dir, name)), headName: readFile(t, filepath.Join(dir, headName))}
 	add(t, j, 10, 2*windowBytes/1000, 1000)
