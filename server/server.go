@@ -16,6 +16,7 @@ import (
 	"github.com/keyhold/keyhold/hsm"
 	"github.com/keyhold/keyhold/server/adminapi"
 	"github.com/keyhold/keyhold/server/audit"
+	"github.com/keyhold/keyhold/server/door"
 	"github.com/keyhold/keyhold/server/grpcapi"
 	"github.com/keyhold/keyhold/server/identity"
 	"github.com/keyhold/keyhold/server/kms"
@@ -143,8 +144,10 @@ func (s *Server) WaitReady(ctx context.Context) error {
 // finish within the configured grace, and returns.
 func (s *Server) Run(ctx context.Context) error {
 	var err error
-	files := grpcapi.TLSFiles{Cert: s.cfg.GRPC.Cert, Key: s.cfg.GRPC.Key, ClientCA: s.cfg.GRPC.ClientCA}
-	if s.tls, err = grpcapi.NewTLS(files, s.log); err != nil {
+	files := door.TLSFiles{
+		Cert: s.cfg.GRPC.Cert, Key: s.cfg.GRPC.Key, ClientCA: s.cfg.GRPC.ClientCA, MinVersion: tls.VersionTLS13, Protocols: []string{"h2"},
+	}
+	if s.tls, err = door.NewTLS(files, s.log); err != nil {
 		return err
 	}
 	door, err := grpcapi.New(grpcapi.Config{

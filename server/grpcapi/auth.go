@@ -111,7 +111,7 @@ func (s *Server) refuse(ctx context.Context, requestID, from, why string) error 
 	if s.cfg.Refused != nil {
 		s.cfg.Refused()
 	}
-	s.logSparingly(ctx, s.strangers, "caller not authenticated", "from", from, "why", why, "request_id", requestID)
+	s.strangers.Warn(ctx, "caller not authenticated", "from", from, "why", why, "request_id", requestID)
 	return withInfo(codes.Unauthenticated, "UnrecognizedClientException",
 		"The client certificate is not bound to a principal. Bind one of its subjects in the configuration's principals.", requestID, nil)
 }

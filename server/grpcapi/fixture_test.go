@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/keyhold/keyhold/server/door"
 	"github.com/keyhold/keyhold/server/grpcapi"
 	"github.com/keyhold/keyhold/server/identity"
 	"github.com/keyhold/keyhold/server/kms"
@@ -94,7 +95,7 @@ func (a *authority) client(t *testing.T, spiffe string, change ...func(*x509.Cer
 
 // writeServerFiles writes a fresh server certificate, its key and the clients'
 // authority, and returns where they are.
-func (a *authority) writeServerFiles(t *testing.T, dir, name string) grpcapi.TLSFiles {
+func (a *authority) writeServerFiles(t *testing.T, dir, name string) door.TLSFiles {
 	t.Helper()
 	cert, key := issue(t, a, &x509.Certificate{
 		Subject: pkix.Name{CommonName: name}, DNSNames: []string{"localhost"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
@@ -103,8 +104,8 @@ func (a *authority) writeServerFiles(t *testing.T, dir, name string) grpcapi.TLS
 	if err != nil {
 		t.Fatal(err)
 	}
-	files := grpcapi.TLSFiles{
-		Cert: filepath.Join(dir, "server.pem"), Key: filepath.Join(dir, "server.key"), ClientCA: filepath.Join(dir, "ca.pem"), CheckInterval: -1,
+	files := door.TLSFiles{
+		Cert: filepath.Join(dir, "server.pem"), Key: filepath.Join(dir, "server.key"), ClientCA: filepath.Join(dir, "ca.pem"), CheckInterval: -1, MinVersion: tls.VersionTLS13, Protocols: []string{"h2"},
 	}
 	for path, block := range map[string]*pem.Block{
 		files.Cert:     {Type: "CERTIFICATE", Bytes: cert.Raw},
@@ -155,13 +156,13 @@ const (
 	unbound = "spiffe://test.example/nobody"
 )
 
-// door is a running Server.
-type door struct {
+// served is a running Server.
+type served struct {
 	directory atomic.Pointer[identity.Directory]
 	*grpcapi.Server
 	ca      *authority
 	address string
-	files   grpcapi.TLSFiles
+	files   door.TLSFiles
 	dir     string
 	refused atomic.Int64
 	served  chan error
@@ -170,12 +171,12 @@ type door struct {
 	stopWithin func(ctx context.Context)
 }
 
-func open(t *testing.T, c *core) *door {
+func open(t *testing.T, c *core) *served {
 	t.Helper()
-	d := &door{ca: newAuthority(t), dir: t.TempDir(), served: make(chan error, 1)}
+	d := &served{ca: newAuthority(t), dir: t.TempDir(), served: make(chan error, 1)}
 	d.files = d.ca.writeServerFiles(t, d.dir, "first")
 	log := slog.New(slog.DiscardHandler)
-	conf, err := grpcapi.NewTLS(d.files, log)
+	conf, err := door.NewTLS(d.files, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +213,7 @@ func open(t *testing.T, c *core) *door {
 }
 
 // dial connects with the certificate; nil for none.
-func (d *door) dial(t *testing.T, cert *tls.Certificate, change ...func(*tls.Config)) *grpc.ClientConn {
+func (d *served) dial(t *testing.T, cert *tls.Certificate, change ...func(*tls.Config)) *grpc.ClientConn {
 	t.Helper()
 	conf := &tls.Config{RootCAs: d.ca.pool(), ServerName: "localhost", MinVersion: tls.VersionTLS13}
 	if cert != nil {
@@ -230,7 +231,7 @@ func (d *door) dial(t *testing.T, cert *tls.Certificate, change ...func(*tls.Con
 }
 
 // app connects as the bound principal.
-func (d *door) app(t *testing.T) *grpc.ClientConn {
+func (d *served) app(t *testing.T) *grpc.ClientConn {
 	t.Helper()
 	cert := d.ca.client(t, app)
 	return d.dial(t, &cert)
@@ -244,7 +245,7 @@ func writeFile(t *testing.T, path, text string) {
 }
 
 // bind makes the application's principal known by these subjects and no others.
-func (d *door) bind(t *testing.T, subjects ...string) {
+func (d *served) bind(t *testing.T, subjects ...string) {
 	t.Helper()
 	directory, err := identity.NewDirectory([]identity.Binding{{Principal: appARN, Subjects: subjects}})
 	if err != nil {

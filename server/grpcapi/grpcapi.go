@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/keyhold/keyhold/server/door"
 	"github.com/keyhold/keyhold/server/identity"
 	"github.com/keyhold/keyhold/server/kms"
 )
@@ -111,7 +112,7 @@ type Server struct {
 	health *health.Server
 	// strangers and failed bound what is logged of callers that nobody knows and
 	// of the service's own faults.
-	strangers, failed *sparing
+	strangers, failed *door.SparingLog
 	// batchRoom has batchRoomBytes.
 	batchRoom *semaphore.Weighted
 	stop      chan struct{}
@@ -125,7 +126,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.MaxConnections < 1 {
 		return nil, errors.New("grpcapi: MaxConnections must be positive")
 	}
-	s := &Server{cfg: cfg, log: cfg.Logger, health: health.NewServer(), strangers: newSparing(), failed: newSparing(), batchRoom: semaphore.NewWeighted(batchRoomBytes), stop: make(chan struct{})}
+	s := &Server{cfg: cfg, log: cfg.Logger, health: health.NewServer(), strangers: door.NewSparingLog(cfg.Logger), failed: door.NewSparingLog(cfg.Logger), batchRoom: semaphore.NewWeighted(batchRoomBytes), stop: make(chan struct{})}
 	s.grpc = grpc.NewServer(
 		grpc.Creds(connections{credentials.NewTLS(cfg.TLS)}),
 		grpc.ForceServerCodecV2(newCodec()),
@@ -160,7 +161,7 @@ func New(cfg Config) (*Server, error) {
 // Serve accepts connections on l until Shutdown. It closes l.
 func (s *Server) Serve(l net.Listener) error {
 	go s.watchHealth()
-	if err := s.grpc.Serve(limit(l, s.cfg.MaxConnections)); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+	if err := s.grpc.Serve(door.Limit(l, s.cfg.MaxConnections)); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("serve gRPC on %s: %w", l.Addr(), err)
 	}
 	return nil

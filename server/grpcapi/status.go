@@ -3,10 +3,7 @@ package grpcapi
 import (
 	"context"
 	"errors"
-	"sync/atomic"
-	"time"
 
-	"golang.org/x/time/rate"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -93,7 +90,7 @@ func (s *Server) failure(ctx context.Context, operation, requestID string, err e
 			cause = err
 		}
 		if code != codes.Canceled {
-			s.logSparingly(ctx, s.failed, "request failed", "operation", operation, "request_id", requestID, "code", e.Code, "err", cause)
+			s.failed.Warn(ctx, "request failed", "operation", operation, "request_id", requestID, "code", e.Code, "err", cause)
 		}
 	}
 	var more []protoadapt.MessageV1
@@ -117,29 +114,4 @@ func withInfo(code codes.Code, reason, message, requestID string, more []protoad
 		return status.Error(code, message)
 	}
 	return st.Err()
-}
-
-// sparing keeps a flood of one kind of line from becoming a flood of the log.
-// Each kind has its own, so that strangers who are refused cannot keep the
-// service's own faults out of the log.
-type sparing struct {
-	limit *rate.Limiter
-	// leftOut counts lines since the last one that was logged.
-	leftOut atomic.Int64
-}
-
-// newSparing allows ten lines a second, and 50 at once.
-func newSparing() *sparing { return &sparing{limit: rate.NewLimiter(10, 50)} }
-
-// logSparingly logs unless there was too much of it, and says how many lines it
-// left out.
-func (s *Server) logSparingly(ctx context.Context, of *sparing, msg string, args ...any) {
-	if !of.limit.AllowN(time.Now(), 1) {
-		of.leftOut.Add(1)
-		return
-	}
-	if n := of.leftOut.Swap(0); n > 0 {
-		args = append(args, "lines_left_out", n)
-	}
-	s.log.WarnContext(ctx, msg, args...) //nolint:sloglint // a constant at every caller
 }

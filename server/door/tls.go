@@ -1,4 +1,4 @@
-package grpcapi
+package door
 
 import (
 	"crypto/tls"
@@ -11,14 +11,19 @@ import (
 	"time"
 )
 
-// TLSFiles is where the door's certificate and the authority of its clients
-// are. They are read again when they change; files that do not fit together
-// leave the old ones in use.
+// TLSFiles is where a door's certificate and the authority of its clients are,
+// and what it speaks. Files are read again when they change; files that do not fit
+// together leave the old ones in use.
 type TLSFiles struct {
 	// Cert and Key are PEM: the server's chain, leaf first, and its key.
 	Cert, Key string
-	// ClientCA is PEM: who may issue client certificates.
+	// ClientCA is PEM: who may issue client certificates, which are required then.
+	// Empty: clients have none.
 	ClientCA string
+	// MinVersion is tls.VersionTLS12 or later.
+	MinVersion uint16
+	// Protocols are what is spoken over the connection, by ALPN name.
+	Protocols []string
 	// CheckInterval is how old a look at the files may be when a client
 	// connects. Zero: 5 s; negative: look each time.
 	CheckInterval time.Duration
@@ -84,6 +89,9 @@ func (r *tlsReloader) current() *tls.Config {
 func (r *tlsReloader) look() (string, error) {
 	stamp := ""
 	for _, f := range []string{r.files.Cert, r.files.Key, r.files.ClientCA} {
+		if f == "" {
+			continue
+		}
 		fi, err := os.Stat(f)
 		if err != nil {
 			return "", fmt.Errorf("look at the TLS files: %w", err)
@@ -98,6 +106,10 @@ func (r *tlsReloader) load() (*tls.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load the server's certificate %s and key %s: %w", r.files.Cert, r.files.Key, err)
 	}
+	c := &tls.Config{MinVersion: max(r.files.MinVersion, tls.VersionTLS12), Certificates: []tls.Certificate{cert}, NextProtos: r.files.Protocols}
+	if r.files.ClientCA == "" {
+		return c, nil
+	}
 	pem, err := os.ReadFile(r.files.ClientCA)
 	if err != nil {
 		return nil, fmt.Errorf("load the clients' authority: %w", err)
@@ -106,8 +118,6 @@ func (r *tlsReloader) load() (*tls.Config, error) {
 	if !pool.AppendCertsFromPEM(pem) {
 		return nil, errors.New("load the clients' authority: no certificate in " + r.files.ClientCA)
 	}
-	return &tls.Config{
-		MinVersion: tls.VersionTLS13, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool,
-		Certificates: []tls.Certificate{cert}, NextProtos: []string{"h2"},
-	}, nil
+	c.ClientAuth, c.ClientCAs = tls.RequireAndVerifyClientCert, pool
+	return c, nil
 }

@@ -1,4 +1,4 @@
-package grpcapi
+package door
 
 import (
 	"net"
@@ -16,7 +16,8 @@ type limited struct {
 	closed chan struct{}
 }
 
-func limit(l net.Listener, most int) *limited {
+// Limit returns l with at most so many connections open at a time.
+func Limit(l net.Listener, most int) net.Listener {
 	return &limited{Listener: l, places: make(chan struct{}, most), closed: make(chan struct{})}
 }
 

@@ -1,4 +1,4 @@
-package grpcapi
+package door
 
 import (
 	"errors"
@@ -24,7 +24,7 @@ func TestConnectionLimit(t *testing.T) {
 	t.Parallel()
 	const most = 3
 	inner := &pipes{}
-	l := limit(inner, most)
+	l := Limit(inner, most)
 	var conns []net.Conn
 	for range most {
 		c, err := l.Accept()
@@ -62,7 +62,7 @@ func (r *refusing) Accept() (net.Conn, error) { return nil, errors.New("no descr
 
 func TestFailedAcceptKeepsNoPlace(t *testing.T) {
 	t.Parallel()
-	l := limit(&refusing{}, 1)
+	l := Limit(&refusing{}, 1)
 	for range 3 {
 		if _, err := l.Accept(); err == nil || errors.Is(err, net.ErrClosed) {
 			t.Fatalf("Accept: %v", err)
