@@ -47,6 +47,7 @@ type Config struct {
 	Principals []PrincipalConfig `yaml:"principals,omitempty"`
 
 	GRPC  GRPCConfig  `yaml:"grpc,omitempty"`
+	AWS   AWSConfig   `yaml:"aws,omitempty"`
 	Admin AdminConfig `yaml:"admin,omitempty"`
 	Audit AuditConfig `yaml:"audit,omitempty"`
 
@@ -126,6 +127,21 @@ type GRPCConfig struct {
 	// ClientCA is who may issue client certificates, PEM. Read again when it
 	// changes.
 	ClientCA string `yaml:"client_ca,omitempty"`
+	// MaxConnections bounds the connections that are open, those of clients that
+	// are not authenticated yet included. More wait. Optional: 1024.
+	MaxConnections int `yaml:"max_connections,omitempty"`
+}
+
+// AWSConfig is the AWS door: the AWS KMS API, signed with access keys
+// (`keyhold access-key create`).
+type AWSConfig struct {
+	// Listen is host:port. Optional: without it there is no such door.
+	Listen string `yaml:"listen,omitempty"`
+	// Cert and Key are the server's certificate chain and key, PEM. Read again
+	// when they change. Without them the door speaks plain HTTP, which is
+	// allowed on loopback only: plaintexts cross the connection.
+	Cert string `yaml:"cert,omitempty"`
+	Key  string `yaml:"key,omitempty"`
 	// MaxConnections bounds the connections that are open, those of clients that
 	// are not authenticated yet included. More wait. Optional: 1024.
 	MaxConnections int `yaml:"max_connections,omitempty"`
@@ -219,6 +235,7 @@ func (c *Config) setDefaults() {
 	orDefault(&c.GRPC.Listen, "127.0.0.1:9443")
 	orDefault(&c.Admin.Listen, "127.0.0.1:9090")
 	orDefault(&c.GRPC.MaxConnections, 1024)
+	orDefault(&c.AWS.MaxConnections, 1024)
 	orDefault(&c.Audit.Durability, audit.Synced.String())
 	orDefault(&c.Log.Level, "info")
 	orDefault(&c.Log.Format, "text")
@@ -254,6 +271,7 @@ func (c *Config) Check() error {
 	if c.GRPC.MaxConnections < 1 {
 		fail("grpc.max_connections is negative")
 	}
+	c.AWS.check(fail)
 	if host, _, err := net.SplitHostPort(c.Admin.Listen); err != nil {
 		fail("admin.listen: %w", err)
 	} else if !loopback(host) && !c.Admin.AllowRemote {
@@ -286,6 +304,23 @@ func (c *Config) Check() error {
 	}
 	c.checkTokens(fail)
 	return errors.Join(errs...)
+}
+
+func (a AWSConfig) check(fail func(string, ...any)) {
+	if a.MaxConnections < 1 {
+		fail("aws.max_connections is negative")
+	}
+	if (a.Cert == "") != (a.Key == "") {
+		fail("aws.cert and aws.key: give both or neither")
+	}
+	if a.Listen == "" {
+		return
+	}
+	if host, _, err := net.SplitHostPort(a.Listen); err != nil {
+		fail("aws.listen: %w", err)
+	} else if a.Cert == "" && !loopback(host) {
+		fail("aws.listen is %s, which others may reach, without a certificate: plaintexts would cross the network in the clear; use 127.0.0.1, or set aws.cert and aws.key", a.Listen)
+	}
 }
 
 func (c *Config) checkTokens(fail func(string, ...any)) {

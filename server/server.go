@@ -4,20 +4,15 @@ package server
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
-	"sync"
 	"time"
 
 	"github.com/keyhold/keyhold/hsm"
 	"github.com/keyhold/keyhold/server/adminapi"
 	"github.com/keyhold/keyhold/server/audit"
-	"github.com/keyhold/keyhold/server/door"
-	"github.com/keyhold/keyhold/server/grpcapi"
 	"github.com/keyhold/keyhold/server/identity"
 	"github.com/keyhold/keyhold/server/kms"
 	"github.com/keyhold/keyhold/server/kms/tokenstore"
@@ -36,7 +31,11 @@ type Options struct {
 }
 
 // Addresses are where the doors listen.
-type Addresses struct{ GRPC, Admin string }
+type Addresses struct {
+	GRPC, Admin string
+	// AWS is empty where there is no such door.
+	AWS string
+}
 
 // Server is a daemon whose parts are open and which serves nothing yet.
 type Server struct {
@@ -51,7 +50,6 @@ type Server struct {
 	// Core is the key service, for commands that work on it without a door.
 	Core *kms.Service
 
-	tls       *tls.Config
 	directory *identity.Directory
 }
 
@@ -138,60 +136,6 @@ func (s *Server) WaitReady(ctx context.Context) error {
 		}
 	}
 	return s.Core.Ready()
-}
-
-// Run serves until ctx ends, then stops accepting, lets requests under way
-// finish within the configured grace, and returns.
-func (s *Server) Run(ctx context.Context) error {
-	var err error
-	files := door.TLSFiles{
-		Cert: s.cfg.GRPC.Cert, Key: s.cfg.GRPC.Key, ClientCA: s.cfg.GRPC.ClientCA, MinVersion: tls.VersionTLS13, Protocols: []string{"h2"},
-	}
-	if s.tls, err = door.NewTLS(files, s.log); err != nil {
-		return err
-	}
-	door, err := grpcapi.New(grpcapi.Config{
-		Core: s.Core, Principals: func() *identity.Directory { return s.directory }, TLS: s.tls, MaxConnections: s.cfg.GRPC.MaxConnections,
-		DefaultRegion: s.cfg.Regions[0].Name, Logger: s.log, Refused: s.metrics.Refused,
-	})
-	if err != nil {
-		return err
-	}
-	admin := adminapi.New(adminapi.Config{Ready: s.Core.Ready, Metrics: s.metrics, Logger: s.log})
-
-	var lc net.ListenConfig
-	grpcListener, err := lc.Listen(ctx, "tcp", s.cfg.GRPC.Listen)
-	if err != nil {
-		return fmt.Errorf("listen for gRPC: %w", err)
-	}
-	adminListener, err := lc.Listen(ctx, "tcp", s.cfg.Admin.Listen)
-	if err != nil {
-		return errors.Join(fmt.Errorf("listen for the admin listener: %w", err), grpcListener.Close())
-	}
-	serving, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	tuneGC()
-	var wg sync.WaitGroup
-	wg.Go(func() { cancel(door.Serve(grpcListener)) })
-	wg.Go(func() { cancel(admin.Serve(adminListener)) })
-	wg.Go(func() { s.Core.Run(serving) })
-	addresses := Addresses{GRPC: grpcListener.Addr().String(), Admin: adminListener.Addr().String()}
-	s.log.InfoContext(ctx, "serving", "grpc", addresses.GRPC, "admin", addresses.Admin)
-	if s.opts.Serving != nil {
-		s.opts.Serving(addresses)
-	}
-
-	<-serving.Done()
-	s.log.InfoContext(ctx, "stopping", "grace", s.cfg.ShutdownGrace)
-	grace, stop := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.ShutdownGrace)
-	defer stop()
-	door.Shutdown(grace)
-	admin.Shutdown(grace)
-	wg.Wait()
-	if ctx.Err() != nil {
-		return nil // told to stop
-	}
-	return context.Cause(serving)
 }
 
 // Reload reads PINs again where a token waits for one. Certificates are read

@@ -37,7 +37,7 @@ start on the folder finds all keys again.`,
 	f.StringVar(&opts.Account, "account", "000000000000", "account of the root principal, 12 digits")
 	f.StringArrayVar(&opts.Regions, "region", []string{"us-east-1"}, "region; may be given several times, the first is the default")
 	f.StringVar(&opts.AuditDurability, "audit-durability", "synced", "of the data plane's audit records: synced (survive the power) or written (survive the process)")
-	f.StringVar(&later.aws, "aws", "127.0.0.1:8080", "address of the AWS door (not built yet, ignored)")
+	f.StringVar(&opts.AWS, "aws", "127.0.0.1:8080", "address of the AWS door, on loopback")
 	f.StringVar(&later.xks, "xks", "127.0.0.1:8443", "address of the XKS door (not built yet, ignored)")
 	return cmd
 }

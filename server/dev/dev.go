@@ -27,7 +27,7 @@ import (
 // Options are the flags of `keyholdd dev`.
 type Options struct {
 	Dir         string
-	GRPC, Admin string
+	GRPC, AWS, Admin string
 	Account     string
 	Regions     []string
 	// AuditDurability is audit.durability of the configuration; empty is its
@@ -105,6 +105,7 @@ func (w *World) configure(dir string) error {
 	c := server.Config{
 		DataDir: filepath.Join(dir, "data"),
 		GRPC:    server.GRPCConfig{Listen: w.opts.GRPC, Cert: w.certs.serverCert, Key: w.certs.serverKey, ClientCA: w.certs.ca},
+		AWS:     server.AWSConfig{Listen: w.opts.AWS},
 		Admin:   server.AdminConfig{Listen: w.opts.Admin},
 		Principals: []server.PrincipalConfig{
 			{ARN: "arn:aws:iam::" + w.opts.Account + ":root", Subjects: []string{rootSubject}},
