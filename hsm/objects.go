@@ -96,6 +96,9 @@ func (s *session) object(h pkcs11.ObjectHandle) (Object, error) {
 	if err != nil {
 		return Object{}, err
 	}
+	if len(class) != ulongBytes {
+		return Object{}, s.fail("C_GetAttributeValue", pkcs11.Error(pkcs11.CKR_DEVICE_ERROR)) // a broken library: who knows what else it tells
+	}
 	o := Object{Class: ObjectClass(ulong(class))}
 	for _, f := range []struct {
 		attribute uint

@@ -240,7 +240,7 @@ func bound(ctx context.Context, d time.Duration) (context.Context, context.Cance
 func (t *Token) run(ctx context.Context, ln lane, r request) error {
 	ctx, cancel := bound(ctx, t.timeout(ln))
 	defer cancel()
-	healed, refound := false, false
+	healed, stale := false, 0
 	for {
 		st, err := t.serving(ctx, r.call)
 		if err != nil {
@@ -264,16 +264,20 @@ func (t *Token) run(ctx context.Context, ln lane, r request) error {
 			}
 		case cls == classHandle && aim != nil:
 			aim.stale()
-			if !refound {
-				refound = true
+			if stale++; stale < maxStale {
 				continue
 			}
 			t.suspect()
+			err = asUnavailable(err) // it has just said that the object is there
 		}
 		r.end()
 		return err
 	}
 }
+
+// maxStale bounds the handles of one call that the token did not know any more: the session copy's, the one of the token's object, and one that
+// was found afresh. A logout takes the first two at once, and one that falls between a search and the use of what it found the third.
+const maxStale = 3
 
 // attempt hands the request to a worker once.
 func (t *Token) attempt(ctx context.Context, st *state, ln lane, r *request) (left bool, err error) {
