@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -116,8 +117,24 @@ func TestDuplicates(t *testing.T) {
 	wantErr(t, "seal after a search", err, ErrDuplicate)
 	check(t, tok.Close(ctx(t)))
 	tok = w.ready(cfg)
-	_, _, err = seal(ctx(t), tok.Key(AES256, PurposeSeal, []byte("one")))
+	k = tok.Key(AES256, PurposeSeal, []byte("one"))
+	_, _, err = seal(ctx(t), k)
 	wantErr(t, "seal after loading", err, ErrDuplicate)
+	// Whoever made the other one takes it away again: no restart is needed.
+	manually(t, tok, func(s *session) error {
+		found, err := s.find([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_ID, []byte("one")), pkcs11.NewAttribute(pkcs11.CKA_LABEL, "")}, 2)
+		if err == nil && len(found) != 1 {
+			t.Errorf("%d objects without a label, want one", len(found))
+		}
+		return cmp.Or(err, s.destroy(found))
+	})
+	until(t, "the key works again", func() bool {
+		_, _, err := seal(ctx(t), k)
+		if err != nil && !errors.Is(err, ErrDuplicate) {
+			t.Fatalf("seal: %v", err)
+		}
+		return err == nil
+	})
 }
 
 // TestDestroyedBehindOurBack: another program destroyed the object.
