@@ -115,6 +115,8 @@ func TestWrongLengths(t *testing.T) {
 	peer, err := ecdh.PublicKey(ctx(t))
 	check(t, err)
 	digest := make([]byte, 32)
+	wrapped, err := kek.WrapBytes(ctx(t), AESKWP, digest)
+	check(t, err)
 	operations := []struct {
 		call string
 		do   func() error
@@ -125,6 +127,7 @@ func TestWrongLengths(t *testing.T) {
 		{"C_Sign", func() error { _, err := ec.Sign(ctx(t), pubkey.ECDSASHA256, digest); return err }},
 		{"C_GetAttributeValue", func() error { _, err := ecdh.ECDH(ctx(t), peer); return err }},
 		{"C_WrapKey", func() error { _, err := kek.WrapBytes(ctx(t), AESKWP, digest); return err }},
+		{"C_GetAttributeValue", func() error { _, err := kek.UnwrapBytes(ctx(t), AESKWP, wrapped); return err }},
 		{"C_GetAttributeValue", func() error {
 			_, err := tok.Generate(ctx(t), GenerateRequest{Spec: P256, Purpose: PurposeSign, ID: []byte("new"), Label: "new"})
 			return err
