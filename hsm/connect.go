@@ -50,8 +50,11 @@ func (c *conn) establish(ctx context.Context, sup *supervisor) (err error) {
 	}()
 	add := func(flags uint) (*session, error) {
 		h, err := c.p.OpenSession(c.slot, pkcs11.CKF_SERIAL_SESSION|flags)
+		if err = callError("C_OpenSession", err); classify(err) == classFull {
+			return nil, fmt.Errorf("token %q has no session left, at least %d are needed: other programs hold them, or its limit is too low: %w", c.t.label, ownSessions+1, err)
+		}
 		if err != nil {
-			return nil, callError("C_OpenSession", err)
+			return nil, err
 		}
 		s := &session{p: c.p, h: h, c: c, rw: flags != 0}
 		opened = append(opened, s)

@@ -10,11 +10,11 @@ import (
 // The supervisor's times.
 const (
 	backoffMin       = 500 * time.Millisecond // between attempts to connect, doubling
-	backoffMax       = 5 * time.Second
-	reinitBackoffMax = 30 * time.Second // between initialisations of a module in which another token serves
-	neverSeenBackoff = 5 * time.Minute  // the same for a token that this process has never seen
-	drainTimeout     = 2 * time.Second  // for calls to leave the library before it is initialised again; all tokens of the module wait meanwhile
-	shutTimeout      = 3 * time.Second  // for a dead connection's workers to end before the next one is made
+	backoffMax       = 4 * time.Second        // a token that is back serves again within 5 s
+	reinitBackoffMax = 30 * time.Second       // between initialisations of a module in which another token serves
+	neverSeenBackoff = 5 * time.Minute        // the same for a token that this process has never seen
+	drainTimeout     = 2 * time.Second        // for calls to leave the library before it is initialised again; all tokens of the module wait meanwhile
+	shutTimeout      = 3 * time.Second        // for a dead connection's workers to end before the next one is made
 	healthTimeoutMax = 5 * time.Second
 	reinitPatience   = 30 * time.Second       // how long the initialisation of a module for a neighbour pauses a token, and not longer
 	suspectSpacing   = 100 * time.Millisecond // between canaries that errors asked for: bad ciphertexts must not buy canaries
