@@ -47,6 +47,7 @@ type Checker struct {
 	c *client.Client
 
 	goroutines int           // of the daemon at rest, at first
+	settle     time.Duration // settleTime
 	known      map[*Key]bool // keys that were checked once
 	from       audit.Anchor  // where the last verification of the journal ended
 	created    map[string]bool
@@ -61,7 +62,7 @@ type Checker struct {
 // NewChecker remembers the daemon as it is, which is at rest and well.
 func NewChecker(tb testing.TB, d *Daemon, l *Load) *Checker {
 	tb.Helper()
-	k := &Checker{d: d, l: l, c: d.Dial(tb), known: map[*Key]bool{}, created: map[string]bool{}, scanned: map[string]time.Time{}}
+	k := &Checker{d: d, l: l, c: d.Dial(tb), settle: settleTime, known: map[*Key]bool{}, created: map[string]bool{}, scanned: map[string]time.Time{}}
 	k.Restarted(tb)
 	return k
 }

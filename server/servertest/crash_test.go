@@ -155,10 +155,10 @@ type crashes struct {
 	clock time.Duration
 }
 
-func newCrashes(t *testing.T) *crashes {
+func newCrashes(t *testing.T, change func(*server.Config)) *crashes {
 	t.Helper()
 	c := &crashes{}
-	c.d = New(t, Options{Program: program, Serve: []string{os.Args[0]}, Change: func(cfg *server.Config) { cfg.TrustClock = true }})
+	c.d = New(t, Options{Program: program, Serve: []string{os.Args[0]}, Change: change})
 	c.arm("never")
 	c.d.Start(t)
 	c.load = NewLoad(t, c.d.Dial(t))
@@ -240,7 +240,7 @@ func (c *crashes) cleanUp(t *testing.T) {
 // not is whole or not there, and what is left over can be cleaned up.
 func TestKilled(t *testing.T) {
 	t.Parallel()
-	c := newCrashes(t)
+	c := newCrashes(t, nil)
 	for _, step := range createSteps() {
 		t.Run("create/"+dashed(step), func(t *testing.T) {
 			c.crash(t, step, func(ctx context.Context) error {
@@ -327,8 +327,18 @@ func (c *crashes) deletion(t *testing.T, step string) {
 	c.d.Module.ClearAll()
 	c.arm("never")
 	c.d.Start(t)
+	c.gone(t, key)
+	c.check.Restarted(t)
+	if c.check.Leftovers > 0 {
+		t.Errorf("%d leftovers after a deletion", c.check.Leftovers)
+	}
+}
+
+// gone waits until a key that is due is deleted.
+func (c *crashes) gone(t *testing.T, key *Key) {
+	t.Helper()
 	c.d.until(t, "the key that was due is gone", func() error {
-		_, err := c.load.c.Keys.DescribeKey(ctx, &keyholdv1.DescribeKeyRequest{KeyId: key.ID})
+		_, err := c.load.c.Keys.DescribeKey(t.Context(), &keyholdv1.DescribeKeyRequest{KeyId: key.ID})
 		switch status.Code(err) {
 		case codes.NotFound:
 			return nil
@@ -338,8 +348,4 @@ func (c *crashes) deletion(t *testing.T, step string) {
 		return err
 	})
 	c.load.Ledger.Deleted(key)
-	c.check.Restarted(t)
-	if c.check.Leftovers > 0 {
-		t.Errorf("%d leftovers after a deletion", c.check.Leftovers)
-	}
 }

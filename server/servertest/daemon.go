@@ -118,6 +118,9 @@ func New(tb testing.TB, opts Options) *Daemon {
 	cfg.Tokens[0].Module = d.Module.Path
 	d.Config = d.writeConfig(tb, "faulty.yaml", cfg)
 	d.Settings = cfg
+	if out, err := d.Do(tb, "init"); err != nil { // Change may have moved database and journal
+		tb.Fatalf("keyholdd init: %v\n%s", err, out)
+	}
 	return d
 }
 

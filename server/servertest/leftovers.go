@@ -49,7 +49,7 @@ var probed probes
 // through SoftHSM itself and a read-only connection. Creations that clients gave
 // up may still be under way, so it looks again where there is something.
 func (k *Checker) agreement(ctx context.Context) error {
-	deadline := time.Now().Add(settleTime)
+	deadline := time.Now().Add(k.settle)
 	for {
 		orphans, err := k.d.orphans(ctx)
 		if err != nil {
@@ -181,7 +181,7 @@ func (k *Checker) noteCreated(payload []byte) {
 // rest wants the counts of a daemon at rest.
 func (k *Checker) rest() error {
 	var wrong error
-	for end := time.Now().Add(settleTime); ; {
+	for end := time.Now().Add(k.settle); ; {
 		if wrong = k.counts(); wrong == nil || time.Now().After(end) {
 			break
 		}
