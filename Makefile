@@ -11,6 +11,10 @@ BIN = bin
 # How long each fuzz target runs in `make fuzz`.
 FUZZTIME ?= 30s
 
+# How long `make soak` lasts, and how often it breaks something.
+SOAK ?= 10m
+SOAK_EVERY ?= 20s
+
 # Extra flags of the daemon in `make dev`: make dev DEVFLAGS='--dir /srv/kh'.
 DEVFLAGS ?=
 
@@ -31,7 +35,7 @@ BUF = $(GO) run github.com/bufbuild/buf/cmd/buf@v1.75.0
 # BREAKING_BASE=<revision> overrides it.
 BREAKING_BASE ?= $(shell git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null || git rev-parse --verify --quiet origin/main 2>/dev/null)
 
-.PHONY: help dev test check build generate fmt lint fuzz clean \
+.PHONY: help dev test check build generate fmt lint fuzz soak clean \
 	tools-installed check-format check-vet check-lint check-proto \
 	check-breaking check-generated check-modules check-race
 
@@ -70,6 +74,9 @@ fuzz: tools-installed ## run each fuzz target for FUZZTIME (30s)
 		echo "== $${file%/*} $$name"; \
 		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$${file%/*}" </dev/null || exit 1; \
 	done
+
+soak: tools-installed ## break a daemon under load at random for SOAK (10m), check everything, report
+	CGO_ENABLED=1 SOAK=$(SOAK) SOAK_EVERY=$(SOAK_EVERY) $(GO) test -tags soak -count=1 -timeout 0 -run '^TestSoak$$' -v ./server/servertest
 
 clean: ## remove built files (not .keyhold: it holds keys)
 	rm -rf $(BIN) .gen

@@ -145,17 +145,11 @@ func TestDisks(t *testing.T) {
 	})
 	defer f.end(t)
 	away := []codes.Code{codes.Unavailable, codes.DeadlineExceeded, codes.Internal}
-	for _, c := range []struct {
-		name, disk string
-		served     []string // all the time
-		refused    string
-	}{
-		{"journal-disk-full", audit, nil, "encrypt"},
-		{"database-disk-full", data, []string{"encrypt", "decrypt", "sign", "mac", "random"}, "generate key"},
-	} {
+	for _, c := range diskRows() {
 		t.Run(c.name, func(t *testing.T) {
+			disk := map[string]string{"journal": audit, "database": data}[c.of]
 			f.load.Allow(away...)
-			fillDisk(t, c.disk)
+			fillDisk(t, disk)
 			f.d.until(t, c.refused+" is refused", func() error {
 				switch code := status.Code(f.try(op(c.refused), callDeadline)); code {
 				case codes.OK:
@@ -171,10 +165,24 @@ func TestDisks(t *testing.T) {
 					t.Errorf("%s: %v", name, err)
 				}
 			}
-			emptyDisk(t, c.disk)
+			emptyDisk(t, disk)
 			f.serves(t, c.name, operations()...)
 			f.over(t)
 		})
+	}
+}
+
+// diskRow is a disk that fills up.
+type diskRow struct {
+	name, of string
+	served   []string // all the time
+	refused  string
+}
+
+func diskRows() []diskRow {
+	return []diskRow{
+		{"journal-disk-full", "journal", nil, "encrypt"},
+		{"database-disk-full", "database", []string{"encrypt", "decrypt", "sign", "mac", "random"}, "generate key"},
 	}
 }
 

@@ -32,17 +32,8 @@ func TestHostile(t *testing.T) {
 		t.Fatal(err)
 	}
 	known := &tls.Config{Certificates: []tls.Certificate{pair}, InsecureSkipVerify: true, NextProtos: []string{"h2"}} //nolint:gosec // they do not care whom they annoy
-	for _, kind := range []struct {
-		name string
-		do   func(ctx context.Context, t *testing.T)
-	}{
-		{"garbage", func(_ context.Context, t *testing.T) { garbage(t, cfg.Addr, nil) }},
-		{"garbage-after-handshake", func(_ context.Context, t *testing.T) { garbage(t, cfg.Addr, known) }},
-		{"slow-loris", func(ctx context.Context, t *testing.T) { drip(ctx, t, cfg.Addr, nil) }},
-		{"slow-loris-after-handshake", func(ctx context.Context, t *testing.T) { drip(ctx, t, cfg.Addr, known) }},
-		{"giant-messages", func(ctx context.Context, t *testing.T) { giants(ctx, t, cfg) }},
-		{"cancelled-calls", func(ctx context.Context, t *testing.T) { f.cancels(ctx, t, cfg) }},
-	} {
+	target := victim{f, cfg, known}
+	for _, kind := range hostileRows() {
 		t.Run(kind.name, func(t *testing.T) {
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()
@@ -50,7 +41,7 @@ func TestHostile(t *testing.T) {
 			for range hostile {
 				wg.Go(func() {
 					for ctx.Err() == nil {
-						kind.do(ctx, t)
+						kind.do(ctx, t, target)
 						select { // the machine is one
 						case <-ctx.Done():
 						case <-time.After(200 * time.Millisecond):
@@ -70,6 +61,30 @@ func TestHostile(t *testing.T) {
 			f.serves(t, kind.name, op("encrypt"))
 			f.over(t)
 		})
+	}
+}
+
+// victim is whom they mean.
+type victim struct {
+	f     *fixture
+	cfg   client.Config
+	known *tls.Config // of a client that the daemon knows
+}
+
+// hostileRow is a way to mean no good. do is called until ctx ends.
+type hostileRow struct {
+	name string
+	do   func(ctx context.Context, t *testing.T, v victim)
+}
+
+func hostileRows() []hostileRow {
+	return []hostileRow{
+		{"garbage", func(_ context.Context, t *testing.T, v victim) { garbage(t, v.cfg.Addr, nil) }},
+		{"garbage-after-handshake", func(_ context.Context, t *testing.T, v victim) { garbage(t, v.cfg.Addr, v.known) }},
+		{"slow-loris", func(ctx context.Context, t *testing.T, v victim) { drip(ctx, t, v.cfg.Addr, nil) }},
+		{"slow-loris-after-handshake", func(ctx context.Context, t *testing.T, v victim) { drip(ctx, t, v.cfg.Addr, v.known) }},
+		{"giant-messages", func(ctx context.Context, t *testing.T, v victim) { giants(ctx, t, v.cfg) }},
+		{"cancelled-calls", func(ctx context.Context, t *testing.T, v victim) { v.f.cancels(ctx, t, v.cfg) }},
 	}
 }
 
