@@ -44,10 +44,10 @@ func NewIntruder(t testing.TB, library, conf, label, pinFile string) *Intruder {
 		t.Fatalf("intruder: load %s", own)
 	}
 	old, set := os.LookupEnv(softhsmconfig.EnvConf)
-	must("set configuration", os.Setenv(softhsmconfig.EnvConf, conf))
+	must("set configuration", os.Setenv(softhsmconfig.EnvConf, conf)) //nolint:usetesting // for a moment, and also in parallel tests
 	err = i.p.Initialize()
 	if set {
-		must("put configuration back", os.Setenv(softhsmconfig.EnvConf, old))
+		must("put configuration back", os.Setenv(softhsmconfig.EnvConf, old)) //nolint:usetesting // the same
 	} else {
 		must("put configuration back", os.Unsetenv(softhsmconfig.EnvConf))
 	}

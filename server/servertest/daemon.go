@@ -31,7 +31,7 @@ const patience = 30 * time.Second
 // Build compiles keyholdd into dir and returns its path.
 func Build(dir string) (string, error) {
 	path := filepath.Join(dir, "keyholdd")
-	out, err := exec.Command("go", "build", "-o", path, "github.com/keyhold/keyhold/cmd/keyholdd").CombinedOutput() //nolint:gosec // a path of our own
+	out, err := exec.CommandContext(context.Background(), "go", "build", "-o", path, "github.com/keyhold/keyhold/cmd/keyholdd").CombinedOutput() //nolint:gosec // a path of our own
 	if err != nil {
 		return "", fmt.Errorf("build keyholdd: %w\n%s", err, out)
 	}
@@ -155,7 +155,8 @@ func (d *Daemon) makeWorld(tb testing.TB) {
 // run starts a process and watches it.
 func (d *Daemon) run(tb testing.TB, program string, args ...string) {
 	tb.Helper()
-	d.cmd = exec.Command(program, args...) //nolint:gosec // a program of the test's
+	// Not the test's context: it ends before what cleans up, and a subtest's long before.
+	d.cmd = exec.CommandContext(context.Background(), program, args...) //nolint:gosec // a program of the test's
 	d.cmd.Stdout, d.cmd.Stderr = d.Log, d.Log
 	d.cmd.Env = append(os.Environ(), d.Env...)
 	if err := d.cmd.Start(); err != nil {
@@ -331,14 +332,15 @@ func (d *Daemon) Do(tb testing.TB, args ...string) (string, error) {
 // freePorts returns two addresses that were free a moment ago.
 func freePorts(tb testing.TB) (grpc, admin string) {
 	tb.Helper()
-	var addresses [2]string
-	for i := range addresses {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	listen := func() net.Listener {
+		l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
 		if err != nil {
 			tb.Fatal(err)
 		}
-		defer l.Close() // after both were chosen
-		addresses[i] = l.Addr().String()
+		return l
 	}
-	return addresses[0], addresses[1]
+	a, b := listen(), listen() // both are held until both were chosen
+	defer a.Close()
+	defer b.Close()
+	return a.Addr().String(), b.Addr().String()
 }

@@ -67,7 +67,10 @@ func (f *fixture) end(t *testing.T) {
 	for _, name := range f.order {
 		fmt.Fprintf(&b, "%-28s %6s\n", name, f.recovered[name].Round(time.Millisecond))
 	}
-	t.Logf("longest time from a fault's end until its operation is served:\n%s\n%s", &b, f.load.Report())
+	if b.Len() > 0 {
+		t.Logf("longest time from a fault's end until its operation is served:\n%s", &b)
+	}
+	t.Logf("calls of clients under load:\n%s", f.load.Report())
 }
 
 // operation is a kind of work of the token, and the PKCS#11 call that does it.

@@ -31,7 +31,7 @@ func TestHostile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	known := &tls.Config{Certificates: []tls.Certificate{pair}, InsecureSkipVerify: true, NextProtos: []string{"h2"}} //nolint:gosec // they do not care whom they annoy
+	known := &tls.Config{Certificates: []tls.Certificate{pair}, InsecureSkipVerify: true, NextProtos: []string{"h2"}}
 	target := victim{f, cfg, known}
 	for _, kind := range hostileRows() {
 		t.Run(kind.name, func(t *testing.T) {

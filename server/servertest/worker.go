@@ -182,7 +182,7 @@ func (w *worker) batch(ctx context.Context, plain []byte) {
 		case r.GetError() != nil:
 			e := r.GetError()
 			_ = w.call(ctx, "(item of a batch)", func(context.Context) error {
-				return status.Error(codes.Code(e.GetGrpcStatus()), e.GetException()+": "+e.GetMessage()) //nolint:gosec // a code
+				return status.Error(codes.Code(e.GetGrpcStatus()), e.GetException()+": "+e.GetMessage())
 			})
 		case r.GetEncrypt() != nil:
 			w.Ledger.Encrypted(Blob{Key: w.Base.AES.ID, Ciphertext: r.GetEncrypt().GetCiphertextBlob(), Plain: plain})
