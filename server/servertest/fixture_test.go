@@ -29,6 +29,9 @@ type fixture struct {
 	order     []string
 }
 
+// hurry is the deadline of a call that is to meet a hang.
+const hurry = 300 * time.Millisecond
+
 // clients is how many there are under each fault.
 const clients = 3
 

@@ -20,8 +20,8 @@ import (
 const hostile = 64
 
 // TestHostile lets 64 clients send garbage, drip bytes, send messages that are far
-// too large, and give up calls, each while the others go on, for as long as the
-// load's clients need for their work. None of these sees an error.
+// too large, and give up calls, each while the load's clients go on, until these
+// have been served some hundred times.
 func TestHostile(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, nil)
@@ -49,7 +49,10 @@ func TestHostile(t *testing.T) {
 					}
 				})
 			}
-			began, _ := f.load.Calls()
+			// A machine that is too small for all of them may make a call late: few of
+			// them, and never wrong.
+			f.load.Allow(codes.Unavailable, codes.DeadlineExceeded)
+			began, before := f.load.Calls()
 			f.d.until(t, "the others are served", func() error {
 				if all, _ := f.load.Calls(); all < began+200 {
 					return errNotYet
@@ -58,6 +61,9 @@ func TestHostile(t *testing.T) {
 			})
 			stop()
 			wg.Wait()
+			if all, failed := f.load.Calls(); failed-before > (all-began)/20 {
+				t.Errorf("%d of %d calls failed", failed-before, all-began)
+			}
 			f.serves(t, kind.name, op("encrypt"))
 			f.over(t)
 		})
@@ -154,14 +160,15 @@ func giants(ctx context.Context, t *testing.T, cfg client.Config) {
 		return
 	}
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(ctx, callDeadline)
+	call, cancel := context.WithTimeout(ctx, callDeadline)
 	defer cancel()
-	_, err = c.Crypto.Encrypt(ctx, &keyholdv1.EncryptRequest{KeyId: "alias/none", Plaintext: make([]byte, giantBytes)})
+	_, err = c.Crypto.Encrypt(call, &keyholdv1.EncryptRequest{KeyId: "alias/none", Plaintext: make([]byte, giantBytes)})
 	switch status.Code(err) {
 	case codes.ResourceExhausted, codes.Canceled, codes.DeadlineExceeded, codes.Unavailable:
 	default:
 		t.Errorf("a message of %d bytes: %v", giantBytes, err)
 	}
+	<-ctx.Done() // one each: they cost the test more than the daemon
 }
 
 // cancels gives calls up at any time from before they begin.

@@ -27,7 +27,7 @@ func storeRows() []row {
 			if _, err := conn.ExecContext(t.Context(), "BEGIN IMMEDIATE"); err != nil {
 				t.Fatal(err)
 			}
-			f.refused(t, op("generate key"), callDeadline/3, codes.DeadlineExceeded, codes.Unavailable, codes.Internal)
+			f.refused(t, op("generate key"), hurry, codes.DeadlineExceeded, codes.Unavailable, codes.Internal)
 			for _, op := range []operation{op("encrypt"), op("decrypt"), op("sign"), op("mac"), op("random")} {
 				if err := f.try(op, callDeadline); err != nil {
 					t.Errorf("%s while the database is locked: %v", op.name, err)

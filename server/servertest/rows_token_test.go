@@ -85,7 +85,7 @@ func tokenRows() []row {
 		}},
 		{"hang-in-find", away, func(t *testing.T, f *fixture, r row) {
 			f.d.Module.Hang(t, "C_FindObjects")
-			f.refused(t, op("find"), callDeadline/10, codes.DeadlineExceeded)
+			f.refused(t, op("find"), hurry, codes.DeadlineExceeded)
 			f.hangs(t, "C_FindObjects")
 			if err := f.try(op("encrypt"), callDeadline); err != nil {
 				t.Errorf("encrypt while a search hangs: %v", err)
@@ -97,7 +97,7 @@ func tokenRows() []row {
 			f.d.Module.Hang(t, "C_Login")
 			f.d.Module.ForgetLogin()
 			f.hangs(t, "C_Login")
-			f.refused(t, op("sign"), callDeadline/10, codes.DeadlineExceeded, codes.Unavailable)
+			f.refused(t, op("sign"), hurry, codes.DeadlineExceeded, codes.Unavailable)
 			f.d.Module.Clear(t, "C_Login")
 			f.serves(t, r.name, operations()...)
 		}},
@@ -108,7 +108,7 @@ func tokenRows() []row {
 			}
 			f.d.WaitNotReady(t, "token")
 			for _, op := range operations()[:4] {
-				f.refused(t, op, callDeadline/10, away...)
+				f.refused(t, op, hurry, away...)
 			}
 			f.d.Module.ClearAll()
 			f.serves(t, r.name, operations()...)
