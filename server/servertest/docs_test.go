@@ -56,6 +56,9 @@ func ownRows() []string {
 	for _, r := range slices.Concat(tokenRows(), intruderRows(), storeRows()) {
 		all = append(all, "TestFaults/"+r.name)
 	}
+	for _, r := range longRows() {
+		all = append(all, "TestLong/"+r.name)
+	}
 	for _, c := range damages() {
 		all = append(all, "TestDamagedFiles/"+c.name)
 	}

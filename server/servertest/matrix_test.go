@@ -94,7 +94,22 @@ func TestFaults(t *testing.T) {
 	for _, c := range classes() {
 		t.Run(c.name, func(t *testing.T) { f.class(t, c) })
 	}
-	for _, r := range slices.Concat(tokenRows(), intruderRows(), storeRows()) {
+	f.rows(t, slices.Concat(tokenRows(), intruderRows(), storeRows()))
+}
+
+// TestLong is TestFaults with faults that last for many seconds, on a daemon of
+// its own, so that nobody waits for it.
+func TestLong(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, nil)
+	defer f.end(t)
+	f.rows(t, longRows())
+}
+
+// rows goes through rows.
+func (f *fixture) rows(t *testing.T, rows []row) {
+	t.Helper()
+	for _, r := range rows {
 		t.Run(r.name, func(t *testing.T) {
 			f.load.Allow(r.allowed...)
 			r.run(t, f, r)

@@ -42,24 +42,6 @@ func tokenRows() []row {
 				f.serves(t, r.name, operations()...)
 			}
 		}},
-		{"device-error-for-long", away, func(t *testing.T, f *fixture, r row) {
-			calls := []string{"C_EncryptInit", "C_DecryptInit", "C_SignInit", "C_OpenSession", "C_FindObjectsInit", "C_GetSessionInfo", "C_GenerateKey"}
-			for _, c := range calls {
-				f.d.Module.Fail(t, c, ckrDeviceError, 0)
-			}
-			f.d.WaitNotReady(t, "CKR_DEVICE_ERROR")
-			// Until the attempts to heal are as far apart as they get.
-			tries := f.d.Module.Calls(t, "C_Initialize")
-			f.d.until(t, "the module is initialised over and over", func() error {
-				if f.d.Module.Calls(t, "C_Initialize") < tries+3 {
-					return errNotYet
-				}
-				return nil
-			})
-			f.refused(t, op("encrypt"), callDeadline, codes.Unavailable)
-			f.d.Module.ClearAll()
-			f.serves(t, r.name, operations()...)
-		}},
 		{"sessions-lost", away, func(t *testing.T, f *fixture, r row) {
 			for range 5 {
 				f.d.Module.LoseSessions()
@@ -101,18 +83,6 @@ func tokenRows() []row {
 			f.d.Module.Clear(t, "C_Login")
 			f.serves(t, r.name, operations()...)
 		}},
-		{"hang-in-everything", away, func(t *testing.T, f *fixture, r row) {
-			calls := []string{"C_Encrypt", "C_Decrypt", "C_Sign", "C_GenerateRandom", "C_FindObjectsInit", "C_GetSessionInfo"}
-			for _, c := range calls {
-				f.d.Module.Hang(t, c)
-			}
-			f.d.WaitNotReady(t, "token")
-			for _, op := range operations()[:4] {
-				f.refused(t, op, hurry, away...)
-			}
-			f.d.Module.ClearAll()
-			f.serves(t, r.name, operations()...)
-		}},
 		{"slow", away, func(t *testing.T, f *fixture, r row) {
 			f.d.Module.Set(t, "C_Encrypt", fault.Fault{Slow: 300 * time.Millisecond})
 			if err := f.try(op("encrypt"), callDeadline); err != nil {
@@ -148,6 +118,43 @@ func tokenRows() []row {
 			f.refused(t, op("encrypt"), callDeadline, codes.Unavailable)
 			if n := f.d.Module.Calls(t, "C_Login") - logins; n != 0 {
 				t.Errorf("%d logins with a PIN that is locked", n)
+			}
+			f.d.Module.ClearAll()
+			f.serves(t, r.name, operations()...)
+		}},
+	}
+}
+
+// longRows are faults of the token that take their time.
+func longRows() []row {
+	away := []codes.Code{codes.Unavailable, codes.DeadlineExceeded}
+	return []row{
+		{"device-error-for-long", away, func(t *testing.T, f *fixture, r row) {
+			calls := []string{"C_EncryptInit", "C_DecryptInit", "C_SignInit", "C_OpenSession", "C_FindObjectsInit", "C_GetSessionInfo", "C_GenerateKey"}
+			for _, c := range calls {
+				f.d.Module.Fail(t, c, ckrDeviceError, 0)
+			}
+			f.d.WaitNotReady(t, "CKR_DEVICE_ERROR")
+			// Until the attempts to heal are as far apart as they get.
+			tries := f.d.Module.Calls(t, "C_Initialize")
+			f.d.until(t, "the module is initialised over and over", func() error {
+				if f.d.Module.Calls(t, "C_Initialize") < tries+3 {
+					return errNotYet
+				}
+				return nil
+			})
+			f.refused(t, op("encrypt"), callDeadline, codes.Unavailable)
+			f.d.Module.ClearAll()
+			f.serves(t, r.name, operations()...)
+		}},
+		{"hang-in-everything", away, func(t *testing.T, f *fixture, r row) {
+			calls := []string{"C_Encrypt", "C_Decrypt", "C_Sign", "C_GenerateRandom", "C_FindObjectsInit", "C_GetSessionInfo"}
+			for _, c := range calls {
+				f.d.Module.Hang(t, c)
+			}
+			f.d.WaitNotReady(t, "token")
+			for _, op := range operations()[:4] {
+				f.refused(t, op, hurry, away...)
 			}
 			f.d.Module.ClearAll()
 			f.serves(t, r.name, operations()...)

@@ -81,7 +81,7 @@ func (f *fixture) soakRows() []row {
 	for _, c := range classes() {
 		rows = append(rows, row{c.name, nil, func(t *testing.T, f *fixture, _ row) { f.class(t, c) }})
 	}
-	rows = append(rows, slices.Concat(tokenRows(), intruderRows(), storeRows())...)
+	rows = append(rows, slices.Concat(tokenRows(), longRows(), intruderRows(), storeRows())...)
 	rows = slices.DeleteFunc(rows, func(r row) bool { return r.name == "key-destroyed" }) // once is enough
 	return append(rows, row{"killed", []codes.Code{codes.Unavailable, codes.DeadlineExceeded}, func(t *testing.T, f *fixture, r row) {
 		f.d.Kill(t)
