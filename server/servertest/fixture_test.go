@@ -62,6 +62,7 @@ func (f *fixture) end(t *testing.T) {
 	t.Helper()
 	f.load.Stop()
 	f.check.CheckAll(t)
+	t.Logf("%d objects in the token, or unfinished creations, are of no key", f.check.Leftovers)
 	f.d.Stop(t)
 	if strings.Contains(f.d.Log.String(), "panic") {
 		t.Errorf("a panic:\n%s", tail(f.d.Log.String()))

@@ -53,6 +53,8 @@ func classes() []class {
 		senseless(ckr("CKR_OBJECT_HANDLE_INVALID", 0x82)),
 		ckr("CKR_PIN_INCORRECT", 0xA0),
 		ckr("CKR_PIN_LOCKED", 0xA4),
+		// The work is done, and the caller is told that it is not.
+		{name: "CKR_DEVICE_ERROR-after", fault: fault.Fault{RV: ckrDeviceError, After: true}, want: []codes.Code{codes.Unavailable}},
 		{name: "hang", fault: fault.Fault{Hang: true}, want: []codes.Code{codes.DeadlineExceeded, codes.Unavailable}},
 		{name: "length-too-long", fault: fault.Fault{Len: fault.Long}, want: []codes.Code{codes.Unavailable, codes.Internal}},
 		{name: "length-too-short", fault: fault.Fault{Len: fault.Short}, want: []codes.Code{codes.Unavailable, codes.Internal}},
