@@ -25,6 +25,7 @@ func (t *Token) dialer(s *supervisor) func() (*conn, error) {
 		if err != nil {
 			return nil, err
 		}
+		s.sweep(epoch, slot)
 		c := newConn(t, epoch, slot, info)
 		if err := c.checkLimits(); err != nil {
 			return nil, err
@@ -42,7 +43,7 @@ func (c *conn) establish(ctx context.Context, sup *supervisor) (err error) {
 	defer func() {
 		if err != nil {
 			for _, s := range opened {
-				_ = s.p.CloseSession(s.h)
+				c.endSession(s.h)
 			}
 			c.open.Store(0)
 			c.shut()
@@ -108,7 +109,7 @@ func (c *conn) prove(sup *supervisor) error {
 	if err != nil {
 		return callError("C_OpenSession", err)
 	}
-	defer func() { _ = c.p.CloseSession(h) }()
+	defer c.endSession(h)
 	caps, err := c.probe(&session{p: c.p, h: h, c: c})
 	if err != nil {
 		return err

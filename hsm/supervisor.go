@@ -10,7 +10,7 @@ import (
 // The supervisor's times.
 const (
 	backoffMin       = 500 * time.Millisecond // between attempts to connect, doubling
-	backoffMax       = 4 * time.Second        // a token that is back serves again within 5 s
+	backoffMax       = 3 * time.Second        // a token that is back serves again within 5 s
 	reinitBackoffMax = 30 * time.Second       // between initialisations of a module in which another token serves
 	neverSeenBackoff = 5 * time.Minute        // the same for a token that this process has never seen
 	drainTimeout     = 2 * time.Second        // for calls to leave the library before it is initialised again; all tokens of the module wait meanwhile
@@ -37,6 +37,10 @@ type supervisor struct {
 	reinitT time.Time     // when that may be done again
 	moved   bool          // the last look at the canary met a module that was initialised again
 	checked time.Time     // when the canary was last asked
+
+	last       *conn     // the connection before the next one; its workers may not have ended
+	sweptAt    time.Time // when a connection was last replaced because of sessions that were not closed
+	sweptEpoch uint64    // since which initialisation of the module those are counted
 }
 
 type dialled struct {
@@ -116,6 +120,9 @@ func (s *supervisor) step() {
 	if s.c != nil {
 		if lost == s.c || !s.current() {
 			t.markLost(s.c, fmt.Errorf("PKCS#11 module %s was initialised again", t.mod.path)) // calls wait; they would try the dead connection over and over
+			s.drop()
+		} else if s.overdue() {
+			t.markLost(s.c, errUnclosed)
 			s.drop()
 		} else if !s.healthy() {
 			return
@@ -297,7 +304,7 @@ func (s *supervisor) backoffMost() time.Duration { return min(backoffMax, 20*s.t
 // drop gives the connection up, and waits a little for its workers, so that their sessions are free when the next connection needs them.
 func (s *supervisor) drop() {
 	c := s.c
-	s.c = nil
+	s.c, s.last = nil, c
 	c.shut()
 	timer := time.NewTimer(shutTimeout)
 	defer timer.Stop()

@@ -20,13 +20,14 @@ type Token struct {
 	clock func() time.Time
 	mod   *module
 
-	state   atomic.Pointer[state]
-	waiting atomic.Int64 // callers that wait for a session
-	inUse   atomic.Int64 // sessions with a call on them
-	stuck   atomic.Int64 // calls that hang in the library, over all connections
-	evicted atomic.Uint64
-	caps    atomic.Pointer[Capabilities] // what the probe proved; nil before the first connection
-	wake    chan struct{}                // asks the supervisor to look now; holds one
+	state    atomic.Pointer[state]
+	waiting  atomic.Int64 // callers that wait for a session
+	inUse    atomic.Int64 // sessions with a call on them
+	stuck    atomic.Int64 // calls that hang in the library, over all connections
+	evicted  atomic.Uint64
+	unclosed atomic.Int64                 // sessions that C_CloseSession did not close, since the module was initialised
+	caps     atomic.Pointer[Capabilities] // what the probe proved; nil before the first connection
+	wake     chan struct{}                // asks the supervisor to look now; holds one
 
 	mu      sync.Mutex // guards changes of state, and what follows
 	lost    *conn      // the connection that a worker found unusable

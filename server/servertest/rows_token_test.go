@@ -147,6 +147,24 @@ func longRows() []row {
 			f.d.Module.ClearAll()
 			f.serves(t, r.name, operations()...)
 		}},
+		{"connecting-fails", away, func(t *testing.T, f *fixture, r row) {
+			for _, call := range []string{
+				"C_GetSlotList", "C_GetTokenInfo", "C_OpenSession", "C_GetSessionInfo", "C_Login", "C_FindObjectsInit", "C_FindObjects",
+				"C_GetAttributeValue", "C_CloseSession",
+			} {
+				f.d.Module.Fail(t, call, ckrDeviceError, 0)
+				before := f.d.Module.Calls(t, call)
+				f.d.Module.LoseSessions()
+				f.d.until(t, call+" failed", func() error {
+					if f.d.Module.Calls(t, call) == before {
+						return errNotYet
+					}
+					return nil
+				})
+				f.d.Module.ClearAll()
+				f.serves(t, r.name, operations()...)
+			}
+		}},
 		{"hang-in-everything", away, func(t *testing.T, f *fixture, r row) {
 			calls := []string{"C_Encrypt", "C_Decrypt", "C_Sign", "C_GenerateRandom", "C_FindObjectsInit", "C_GetSessionInfo"}
 			for _, c := range calls {

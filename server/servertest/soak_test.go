@@ -5,6 +5,7 @@ package servertest
 import (
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"testing"
 	"time"
@@ -14,7 +15,8 @@ import (
 
 // TestSoak puts a daemon under load for as long as the variable SOAK says, breaks
 // something of it at random every SOAK_EVERY, and ends with a check of everything
-// and a report. `make soak` runs it.
+// and a report. `make soak` runs it. SOAK_ROWS is a regular expression for the names
+// of the rows that may be met; without it all are.
 func TestSoak(t *testing.T) {
 	length, every := setting(t, "SOAK", 10*time.Minute), setting(t, "SOAK_EVERY", 20*time.Second)
 	ownKeys = 200
@@ -24,7 +26,7 @@ func TestSoak(t *testing.T) {
 		t.Fatal(err)
 	}
 	began := time.Now()
-	rows := f.soakRows()
+	rows := soakRows(t)
 	var course []string
 	for n := 1; time.Since(began) < length; n++ {
 		next := time.Now().Add(every)
@@ -56,8 +58,12 @@ func TestSoak(t *testing.T) {
 		t.Log(line)
 	}
 	const mib = 1 << 20
-	t.Logf("daemon: resident memory %.0f MiB at first, %.0f MiB in the end; goroutines %d and %d", begin["process_resident_memory_bytes"]/mib,
-		end["process_resident_memory_bytes"]/mib, begin.Goroutines(), end.Goroutines())
+	for _, m := range []struct {
+		when string
+		m    Metrics
+	}{{"at first", begin}, {"in the end", end}} {
+		t.Logf("daemon %s: resident memory %.0f MiB, of it Go's heap %.0f MiB; %d goroutines", m.when, m.m["process_resident_memory_bytes"]/mib, m.m["go_memstats_heap_inuse_bytes"]/mib, m.m.Goroutines())
+	}
 	f.end(t)
 }
 
@@ -76,14 +82,15 @@ func setting(t *testing.T, name string, otherwise time.Duration) time.Duration {
 }
 
 // soakRows are the rows that may be met in any order, any number of times.
-func (f *fixture) soakRows() []row {
+func soakRows(t *testing.T) []row {
+	t.Helper()
 	var rows []row
 	for _, c := range classes() {
 		rows = append(rows, row{c.name, nil, func(t *testing.T, f *fixture, _ row) { f.class(t, c) }})
 	}
 	rows = append(rows, slices.Concat(tokenRows(), longRows(), intruderRows(), storeRows())...)
 	rows = slices.DeleteFunc(rows, func(r row) bool { return r.name == "key-destroyed" }) // once is enough
-	return append(rows, row{"killed", []codes.Code{codes.Unavailable, codes.DeadlineExceeded}, func(t *testing.T, f *fixture, r row) {
+	rows = append(rows, row{"killed", []codes.Code{codes.Unavailable, codes.DeadlineExceeded}, func(t *testing.T, f *fixture, r row) {
 		f.d.Kill(t)
 		f.d.Start(t)
 		f.d.Connected(t, f.c)
@@ -92,4 +99,10 @@ func (f *fixture) soakRows() []row {
 		defer f.load.Resume()
 		f.check.Restarted(t)
 	}})
+	only := regexp.MustCompile(os.Getenv("SOAK_ROWS"))
+	rows = slices.DeleteFunc(rows, func(r row) bool { return !only.MatchString(r.name) })
+	if len(rows) == 0 {
+		t.Fatalf("SOAK_ROWS is %q: no row has such a name", only)
+	}
+	return rows
 }

@@ -260,6 +260,20 @@ static ul finalize(ul reserved) {
 	return rv;
 }
 
+static ul closeAllSessions(ul slot) {
+	ul rv = onSlot(14, slot, 0, 0, 0, 0, 0, 0, 0);
+	if (rv == 0) {
+		pthread_mutex_lock(&sessionsLock);
+		for (int i = 0; i < maxSessions; i++)
+			if (sessions[i].used && sessions[i].slot == slot) {
+				if (sessions[i].busy > 0) atomic_fetch_add(&ctl->shared, 1); // its owner is in a call
+				dropped(&sessions[i]);
+			}
+		pthread_mutex_unlock(&sessionsLock);
+	}
+	return rv;
+}
+
 struct tokenInfo { unsigned char label[32], manufacturer[32], model[16], serial[16]; ul flags, maxSessions, sessions, maxRW, rw; };
 
 static ul getTokenInfo(ul slot, struct tokenInfo *info) {
@@ -332,6 +346,7 @@ ul C_GetFunctionList(functions **list) {
 		wrapped.fn[3] = (void *)C_GetFunctionList;
 		wrapped.fn[6] = (void *)getTokenInfo;
 		wrapped.fn[12] = (void *)openSession;
+		wrapped.fn[14] = (void *)closeAllSessions;
 		*list = &wrapped;
 	}
 	pthread_mutex_unlock(&once);
