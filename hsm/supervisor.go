@@ -118,13 +118,14 @@ func (s *supervisor) step() {
 		s.backoff, s.reinit, s.reinitT = 0, 0, time.Time{}
 	}
 	if s.c != nil {
-		if lost == s.c || !s.current() {
+		switch {
+		case lost == s.c || !s.current():
 			t.markLost(s.c, fmt.Errorf("PKCS#11 module %s was initialised again", t.mod.path)) // calls wait; they would try the dead connection over and over
 			s.drop()
-		} else if s.overdue() {
+		case s.overdue():
 			t.markLost(s.c, errUnclosed)
 			s.drop()
-		} else if !s.healthy() {
+		case !s.healthy():
 			return
 		}
 	}

@@ -110,7 +110,7 @@ func New(tb testing.TB, opts Options) *Daemon {
 	}
 	cfg.GRPC.Listen, cfg.Admin.Listen = freePorts(tb)
 	// Small segments, so that the checker need not read much.
-	cfg.Audit.SegmentBytes = 1 << 20
+	cfg.Audit.SegmentBytes = 256 << 10
 	if opts.Change != nil {
 		opts.Change(cfg)
 	}
