@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -241,8 +242,9 @@ func (c *crashes) cleanUp(t *testing.T) {
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	c := newCrashes(t, nil)
-	for _, step := range createSteps() {
+	for i, step := range createSteps() {
 		t.Run("create/"+dashed(step), func(t *testing.T) {
+			before := c.keys(t)
 			c.crash(t, step, func(ctx context.Context) error {
 				// A pair, since its pairwise test has a call that nothing else makes.
 				_, err := c.load.CreateKey(ctx, &keyholdv1.CreateKeyRequest{
@@ -250,6 +252,13 @@ func TestKilled(t *testing.T) {
 				})
 				return err
 			})
+			want := before
+			if i >= slices.Index(createSteps(), "after UpdateKey") {
+				want++ // it is whole, though nobody was told
+			}
+			if got := c.keys(t); got != want {
+				t.Errorf("%d keys, %d before, want %d", got, before, want)
+			}
 		})
 	}
 	for _, op := range []struct {
@@ -269,11 +278,19 @@ func TestKilled(t *testing.T) {
 			return err
 		}},
 	} {
-		for _, step := range aliasSteps(op.name, op.write) {
+		steps := aliasSteps(op.name, op.write)
+		for i, step := range steps {
 			t.Run("alias/"+dashed(step), func(t *testing.T) {
 				c.alias(t, op.name)
+				want := c.load.Ledger.Aliases()["alias/killed"][0]
+				if i >= slices.Index(steps, "after "+op.write) {
+					want = op.target
+				}
 				c.load.Ledger.AliasChanging("alias/killed", op.target)
 				c.crash(t, step, op.send)
+				if got := c.load.Ledger.Aliases()["alias/killed"]; len(got) != 1 || got[0] != want {
+					t.Errorf("the alias is at %q, want %q", got, want)
+				}
 			})
 		}
 	}
@@ -281,6 +298,17 @@ func TestKilled(t *testing.T) {
 		t.Run("delete/"+dashed(step), func(t *testing.T) { c.deletion(t, step) })
 	}
 	c.d.Stop(t)
+}
+
+// keys counts the keys that clients see.
+func (c *crashes) keys(t *testing.T) int {
+	t.Helper()
+	most := int32(1000)
+	resp, err := c.load.c.Keys.ListKeys(t.Context(), &keyholdv1.ListKeysRequest{Limit: &most})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(resp.GetKeys())
 }
 
 func dashed(s string) string { return strings.NewReplacer(" ", "-", "/", "-").Replace(s) }
