@@ -14,6 +14,10 @@ FUZZTIME ?= 30s
 # How often `make bench` measures each operation, a second each time.
 BENCHTIME ?= 8
 
+# How long `make soak` lasts, and how often it breaks something.
+SOAK ?= 10m
+SOAK_EVERY ?= 20s
+
 # Extra flags of the daemon in `make dev`: make dev DEVFLAGS='--dir /srv/kh'.
 DEVFLAGS ?=
 
@@ -34,7 +38,7 @@ BUF = $(GO) run github.com/bufbuild/buf/cmd/buf@v1.75.0
 # BREAKING_BASE=<revision> overrides it.
 BREAKING_BASE ?= $(shell git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null || git rev-parse --verify --quiet origin/main 2>/dev/null)
 
-.PHONY: help dev test interop check build generate fmt lint fuzz bench bench-keys clean \
+.PHONY: help dev test interop check build generate fmt lint fuzz bench bench-keys soak clean \
 	tools-installed check-format check-vet check-lint check-proto \
 	check-breaking check-generated check-modules check-race
 
@@ -85,6 +89,9 @@ bench: tools-installed build ## measure on a quiet machine, and write docs/perfo
 
 bench-keys: tools-installed build ## the same for 10,000 keys, start-up and memory (10 minutes)
 	$(GO) run ./internal/benchrun -part keys -turns $(BENCHTIME)
+
+soak: tools-installed ## break a daemon under load at random for SOAK (10m), check everything, report
+	CGO_ENABLED=1 SOAK=$(SOAK) SOAK_EVERY=$(SOAK_EVERY) $(GO) test -tags soak -count=1 -timeout 0 -run '^TestSoak$$' -v ./server/servertest
 
 clean: ## remove built files (not .keyhold: it holds keys)
 	rm -rf $(BIN) .gen

@@ -99,6 +99,16 @@ var internalImports = map[string]reasons{
 		"hsm":                   "wiring",
 	},
 
+	"server/servertest": {
+		"client":              "it sees the daemon as its clients do",
+		"server":              "it writes the daemon's configuration",
+		"server/audit":        "it verifies the journal",
+		"server/kms":          "what records and tokens must agree on",
+		"server/store/sqlite": "it looks at the store beside the daemon",
+		"hsm":                 "it looks at the token beside the daemon",
+		"hsm/hsmtest/fault":   "the library that the daemon loads",
+	},
+
 	"server/dev": {
 		"server":          "it makes the world that server.Run runs in",
 		"server/identity": "the first principal",
@@ -188,11 +198,11 @@ var outsideImports = map[string]struct {
 	"github.com/mattn/go-sqlite3": {
 		reason:  "the embedded store",
 		users:   []string{"server/store/sqlite"},
-		testers: []string{"cmd/keyholdd"}, // they change records behind the daemon's back
+		testers: []string{"cmd/keyholdd", "server/servertest"}, // they change and lock records behind the daemon's back
 	},
 	"google.golang.org/grpc": {
 		reason: "the wire; the core does not know it",
-		users:  []string{"proto/keyhold/v1", "proto/wirebuf", "server/grpcapi", "client/...", "server", "cmd/..."},
+		users:  []string{"proto/keyhold/v1", "proto/wirebuf", "server/grpcapi", "client/...", "server", "server/servertest", "cmd/..."},
 	},
 	"google.golang.org/genproto/googleapis/rpc": {
 		reason:  "ErrorInfo in a gRPC status",
@@ -226,7 +236,7 @@ var outsideImports = map[string]struct {
 	},
 	"go.yaml.in/yaml/v3": {
 		reason:  "configuration",
-		users:   []string{"server", "server/dev", "cmd/..."},
+		users:   []string{"server", "server/dev", "server/servertest", "cmd/..."},
 		testers: []string{"server/doctor"}, // they write configurations
 	},
 	"github.com/tink-crypto/tink-go/v2": {
@@ -285,6 +295,7 @@ var guardedStandard = map[string]reasons{
 		"cmd/keyholdd":      "the witness runs in a child process",
 		"hsm/witness":       "the witness runs in a child process",
 		"hsm/hsmtest/fault": "it compiles its library",
+		"server/servertest": "it builds and runs the daemon",
 
 		"client/internal/daemontest": "it builds and runs the daemon",
 		"internal/benchrun":          "it runs the programs that it measures",
@@ -297,6 +308,7 @@ var guardedStandard = map[string]reasons{
 
 		"server/sigv4/sign": "it signs net/http's requests",
 		"internal/benchrun": "it reads the memory of the server that it measures",
+		"server/servertest": "it asks the admin listener",
 	},
 	"log":            {}, // a *slog.Logger is passed in
 	"math/rand":      {}, // what is random here decides about secrets

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -157,4 +158,27 @@ func TestToolIsPureGo(t *testing.T) {
 		}
 	}
 	goTool("build", "-o", filepath.Join(t.TempDir(), "keyhold"), "./cmd/keyhold")
+}
+
+// TestNoProgramSetsSeams: server.Options.Seams puts tests between the core and its
+// parts (docs/decisions/0013), and nothing that ships does.
+func TestNoProgramSetsSeams(t *testing.T) {
+	set := regexp.MustCompile(`\bSeams\s*[:=]`)
+	seen := false
+	for _, f := range goFiles(t) {
+		src, err := os.ReadFile(f.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case !set.Match(src) || f.path == "tree_test.go":
+		case f.test:
+			seen = true
+		default:
+			t.Errorf("%s sets Seams, which is for tests", f.path)
+		}
+	}
+	if !seen {
+		t.Error("no test sets Seams: the pattern finds nothing, or they can go")
+	}
 }

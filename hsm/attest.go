@@ -126,8 +126,8 @@ func (s *session) checkTemplates(h pkcs11.ObjectHandle, w *WrapCapability) error
 
 // custody reports that a key could not be proven, unless the token just went away.
 func custody(what string, err error) error {
-	if errors.Is(err, ErrUnavailable) {
-		return fmt.Errorf("%s: %w", what, err)
+	if errors.Is(err, ErrUnavailable) || classify(err) == classHandle { // the handle was good a moment ago: the login went, and took it along
+		return fmt.Errorf("%s: %w", what, asUnavailable(err))
 	}
 	return fmt.Errorf("%w: %s: %v", ErrCustody, what, err) //nolint:errorlint // a custody error is that and nothing else
 }

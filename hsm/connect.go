@@ -25,6 +25,7 @@ func (t *Token) dialer(s *supervisor) func() (*conn, error) {
 		if err != nil {
 			return nil, err
 		}
+		s.sweep(epoch, slot)
 		c := newConn(t, epoch, slot, info)
 		if err := c.checkLimits(); err != nil {
 			return nil, err
@@ -42,7 +43,7 @@ func (c *conn) establish(ctx context.Context, sup *supervisor) (err error) {
 	defer func() {
 		if err != nil {
 			for _, s := range opened {
-				_ = s.p.CloseSession(s.h)
+				c.endSession(s.h)
 			}
 			c.open.Store(0)
 			c.shut()
@@ -50,8 +51,11 @@ func (c *conn) establish(ctx context.Context, sup *supervisor) (err error) {
 	}()
 	add := func(flags uint) (*session, error) {
 		h, err := c.p.OpenSession(c.slot, pkcs11.CKF_SERIAL_SESSION|flags)
+		if err = callError("C_OpenSession", err); classify(err) == classFull {
+			return nil, fmt.Errorf("token %q has no session left, at least %d are needed: other programs hold them, or its limit is too low: %w", c.t.label, ownSessions+1, err)
+		}
 		if err != nil {
-			return nil, callError("C_OpenSession", err)
+			return nil, err
 		}
 		s := &session{p: c.p, h: h, c: c, rw: flags != 0}
 		opened = append(opened, s)
@@ -105,7 +109,7 @@ func (c *conn) prove(sup *supervisor) error {
 	if err != nil {
 		return callError("C_OpenSession", err)
 	}
-	defer func() { _ = c.p.CloseSession(h) }()
+	defer c.endSession(h)
 	caps, err := c.probe(&session{p: c.p, h: h, c: c})
 	if err != nil {
 		return err

@@ -92,6 +92,18 @@ func TestGenerateDeviceError(t *testing.T) {
 	}
 }
 
+// TestGenerateLosesLogin: the login goes while a key is made, and takes the new
+// key's handle along. That says nothing of the key's custody.
+func TestGenerateLosesLogin(t *testing.T) {
+	w := newWorld(t, true)
+	tok := w.ready(w.token("alpha"))
+	before := count(t, tok)
+	w.fault.Set(t, "C_GetAttributeValue", fault.Fault{RV: pkcs11.CKR_OBJECT_HANDLE_INVALID, Times: 1})
+	_, err := tok.Generate(ctx(t), GenerateRequest{Spec: P256, Purpose: PurposeSign, ID: []byte("key"), Label: "label"})
+	wantErr(t, "Generate", err, ErrUnavailable)
+	until(t, "nothing is left", func() bool { return count(t, tok) == before })
+}
+
 // TestGenerateUndoFails: the pairwise test fails and so does the first attempt
 // to destroy; the second one, on another session, does not.
 func TestGenerateUndoFails(t *testing.T) {

@@ -1,12 +1,15 @@
 package hsm
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/miekg/pkcs11"
 )
@@ -116,8 +119,24 @@ func TestDuplicates(t *testing.T) {
 	wantErr(t, "seal after a search", err, ErrDuplicate)
 	check(t, tok.Close(ctx(t)))
 	tok = w.ready(cfg)
-	_, _, err = seal(ctx(t), tok.Key(AES256, PurposeSeal, []byte("one")))
+	k = tok.Key(AES256, PurposeSeal, []byte("one"))
+	_, _, err = seal(ctx(t), k)
 	wantErr(t, "seal after loading", err, ErrDuplicate)
+	// Whoever made the other one takes it away again: no restart is needed.
+	manually(t, tok, func(s *session) error {
+		found, err := s.find([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_ID, []byte("one")), pkcs11.NewAttribute(pkcs11.CKA_LABEL, "")}, 2)
+		if err == nil && len(found) != 1 {
+			t.Errorf("%d objects without a label, want one", len(found))
+		}
+		return cmp.Or(err, s.destroy(found))
+	})
+	until(t, "the key works again", func() bool {
+		_, _, err := seal(ctx(t), k)
+		if err != nil && !errors.Is(err, ErrDuplicate) {
+			t.Fatalf("seal: %v", err)
+		}
+		return err == nil
+	})
 }
 
 // TestDestroyedBehindOurBack: another program destroyed the object.
@@ -287,4 +306,50 @@ func TestObjectsThatAreNoKeys(t *testing.T) {
 		t.Error("Objects succeeded though attributes could not be read")
 	}
 	w.fault.ClearAll()
+}
+
+// TestFindFails: a search for a handle that is not known any more fails, in each way. Its caller is told that the token is unavailable, never
+// that there is no such key, and the next search finds it.
+func TestFindFails(t *testing.T) {
+	w := newWorld(t, true)
+	tok := w.ready(quiet(w.token("alpha")))
+	k := aesKey(t, tok, "one")
+	works(t, k)
+	for _, call := range []string{"C_FindObjectsInit", "C_FindObjects", "C_FindObjectsFinal"} {
+		for _, rv := range []uint{
+			pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_HOST_MEMORY, pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_REMOVED,
+			pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_SESSION_COUNT,
+			pkcs11.CKR_USER_NOT_LOGGED_IN, pkcs11.CKR_KEY_HANDLE_INVALID, pkcs11.CKR_OBJECT_HANDLE_INVALID, pkcs11.CKR_PIN_INCORRECT, pkcs11.CKR_PIN_LOCKED,
+		} {
+			name := call + " " + CodeName(rv)
+			c := tok.state.Load().conn
+			h, _, err := c.index.get(k.object())
+			check(t, err)
+			c.copies.drop(k.object())
+			c.index.drop(k.object(), h)
+			w.fault.Fail(t, call, rv, 0)
+			_, _, err = seal(short(t, time.Second), k)
+			w.fault.Clear(t, call)
+			if err == nil || errors.Is(err, ErrKeyNotFound) || errors.Is(err, ErrDuplicate) || errors.Is(err, ErrAuthentication) {
+				t.Errorf("%s: %v", name, err)
+			}
+			until(t, name+" is over", func() bool {
+				_, _, err := seal(ctx(t), k)
+				if errors.Is(err, ErrKeyNotFound) {
+					t.Fatalf("%s afterwards: %v", name, err)
+				}
+				return err == nil && tok.Ready() == nil
+			})
+		}
+	}
+	w.fault.Hang(t, "C_FindObjects")
+	c := tok.state.Load().conn
+	h, _, err := c.index.get(k.object())
+	check(t, err)
+	c.copies.drop(k.object())
+	c.index.drop(k.object(), h)
+	_, _, err = seal(short(t, 100*time.Millisecond), k)
+	wantErr(t, "seal while a search hangs", err, context.DeadlineExceeded)
+	w.fault.Clear(t, "C_FindObjects")
+	until(t, "the search has come back", func() bool { _, _, err := seal(ctx(t), k); return err == nil })
 }

@@ -229,11 +229,30 @@ func (s *session) unwrapBytes(key pkcs11.ObjectHandle, alg WrapAlgorithm, mechan
 	if err != nil {
 		return nil, s.fail("C_GetAttributeValue", err)
 	}
+	if err := s.checkLength(object, len(plaintext)); err != nil {
+		clear(plaintext[:cap(plaintext)])
+		return nil, err
+	}
 	if !alg.unwrapsTo(len(wrapped), len(plaintext)) {
 		clear(plaintext[:cap(plaintext)])
 		return nil, ErrAuthentication // RFC 5649, 3: the third check, which the token did not make
 	}
 	return plaintext, nil
+}
+
+// checkLength compares how much of an object's value was read with what the token says it holds, where it says so: the length of what AES-KWP
+// unwraps to is known to the token alone, and a key that comes back shorter than it went in would not be noticed by anybody.
+func (s *session) checkLength(object pkcs11.ObjectHandle, read int) error {
+	value, err := s.attribute(object, pkcs11.CKA_VALUE_LEN)
+	switch {
+	case isCode(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID):
+		return nil
+	case err != nil:
+		return err
+	case len(value) != ulongBytes || ulong(value) != 0 && ulong(value) != uint(read): // 0: it does not say
+		return s.fail("C_GetAttributeValue", pkcs11.Error(pkcs11.CKR_DEVICE_ERROR))
+	}
+	return nil
 }
 
 // destroyAtOnce ends a session object that holds a caller's bytes. One that cannot be destroyed dies with the session.

@@ -100,7 +100,7 @@ func (s *session) object(h pkcs11.ObjectHandle) (Object, error) {
 	// All at once: SoftHSM opens the object's file for each call.
 	got, err := s.p.GetAttributeValue(s.h, h, query)
 	if err == nil {
-		return Object{Class: ObjectClass(ulong(got[0].Value)), KeyType: ulong(got[1].Value), ID: got[2].Value, Label: string(got[3].Value)}, nil
+		return s.named(got[0].Value, got[1].Value, got[2].Value, got[3].Value)
 	}
 	if err := s.fail("C_GetAttributeValue", err); !isCode(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID) {
 		return Object{}, err
@@ -112,7 +112,15 @@ func (s *session) object(h pkcs11.ObjectHandle) (Object, error) {
 			return Object{}, err
 		}
 	}
-	return Object{Class: ObjectClass(ulong(values[0])), KeyType: ulong(values[1]), ID: values[2], Label: string(values[3])}, nil
+	return s.named(values[0], values[1], values[2], values[3])
+}
+
+// named makes an Object of its attributes' values.
+func (s *session) named(class, keyType, id, label []byte) (Object, error) {
+	if len(class) != ulongBytes {
+		return Object{}, s.fail("C_GetAttributeValue", pkcs11.Error(pkcs11.CKR_DEVICE_ERROR)) // a broken library: who knows what else it tells
+	}
+	return Object{Class: ObjectClass(ulong(class)), KeyType: ulong(keyType), ID: id, Label: string(label)}, nil
 }
 
 // Destroy destroys all token objects that have that CKA_ID and that label, and drops their handles and session copies. The label is a second

@@ -18,7 +18,7 @@ type Status struct {
 	PIN                                          PINFlags
 
 	MaxSessions int // for cryptography, as configuration and token allow
-	Open        int // sessions open now, the three for Keyhold's own use included
+	Open        int // sessions open now, the three for Keyhold's own use and those that could not be closed included
 	InUse       int // sessions with a call on them now, hanging ones included
 	Waiting     int // calls that wait for a session
 	Stuck       int // calls that hang in the library
@@ -66,7 +66,7 @@ func (t *Token) Status() Status {
 	if c := d.conn; c != nil {
 		s.Label, s.Serial, s.Manufacturer, s.Model = d.info.Label, d.info.SerialNumber, trimPadding(d.info.ManufacturerID), trimPadding(d.info.Model)
 		s.Firmware, s.PIN = versionText(d.info.FirmwareVersion), pinFlags(d.info.Flags)
-		s.MaxSessions, s.Open, s.Copies, s.Objects = c.wanted(), int(c.open.Load()), c.copies.len(), c.index.len()
+		s.MaxSessions, s.Open, s.Copies, s.Objects = c.wanted(), int(c.open.Load()+t.unclosed.Load()), c.copies.len(), c.index.len()
 		s.TokenDir = c.durable.tokenDir()
 	}
 	return s

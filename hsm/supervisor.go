@@ -10,11 +10,11 @@ import (
 // The supervisor's times.
 const (
 	backoffMin       = 500 * time.Millisecond // between attempts to connect, doubling
-	backoffMax       = 5 * time.Second
-	reinitBackoffMax = 30 * time.Second // between initialisations of a module in which another token serves
-	neverSeenBackoff = 5 * time.Minute  // the same for a token that this process has never seen
-	drainTimeout     = 2 * time.Second  // for calls to leave the library before it is initialised again; all tokens of the module wait meanwhile
-	shutTimeout      = 3 * time.Second  // for a dead connection's workers to end before the next one is made
+	backoffMax       = 3 * time.Second        // a token that is back serves again within 5 s
+	reinitBackoffMax = 30 * time.Second       // between initialisations of a module in which another token serves
+	neverSeenBackoff = 5 * time.Minute        // the same for a token that this process has never seen
+	drainTimeout     = 2 * time.Second        // for calls to leave the library before it is initialised again; all tokens of the module wait meanwhile
+	shutTimeout      = 3 * time.Second        // for a dead connection's workers to end before the next one is made
 	healthTimeoutMax = 5 * time.Second
 	reinitPatience   = 30 * time.Second       // how long the initialisation of a module for a neighbour pauses a token, and not longer
 	suspectSpacing   = 100 * time.Millisecond // between canaries that errors asked for: bad ciphertexts must not buy canaries
@@ -37,6 +37,10 @@ type supervisor struct {
 	reinitT time.Time     // when that may be done again
 	moved   bool          // the last look at the canary met a module that was initialised again
 	checked time.Time     // when the canary was last asked
+
+	last       *conn     // the connection before the next one; its workers may not have ended
+	sweptAt    time.Time // when a connection was last replaced because of sessions that were not closed
+	sweptEpoch uint64    // since which initialisation of the module those are counted
 }
 
 type dialled struct {
@@ -114,10 +118,14 @@ func (s *supervisor) step() {
 		s.backoff, s.reinit, s.reinitT = 0, 0, time.Time{}
 	}
 	if s.c != nil {
-		if lost == s.c || !s.current() {
+		switch {
+		case lost == s.c || !s.current():
 			t.markLost(s.c, fmt.Errorf("PKCS#11 module %s was initialised again", t.mod.path)) // calls wait; they would try the dead connection over and over
 			s.drop()
-		} else if !s.healthy() {
+		case s.overdue():
+			t.markLost(s.c, errUnclosed)
+			s.drop()
+		case !s.healthy():
 			return
 		}
 	}
@@ -300,7 +308,7 @@ func (s *supervisor) backoffMost() time.Duration { return min(backoffMax, 20*s.t
 // drop gives the connection up, and waits a little for its workers, so that their sessions are free when the next connection needs them.
 func (s *supervisor) drop() {
 	c := s.c
-	s.c = nil
+	s.c, s.last = nil, c
 	c.shut()
 	timer := time.NewTimer(shutTimeout)
 	defer timer.Stop()

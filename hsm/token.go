@@ -20,13 +20,14 @@ type Token struct {
 	clock func() time.Time
 	mod   *module
 
-	state   atomic.Pointer[state]
-	waiting atomic.Int64 // callers that wait for a session
-	inUse   atomic.Int64 // sessions with a call on them
-	stuck   atomic.Int64 // calls that hang in the library, over all connections
-	evicted atomic.Uint64
-	caps    atomic.Pointer[Capabilities] // what the probe proved; nil before the first connection
-	wake    chan struct{}                // asks the supervisor to look now; holds one
+	state    atomic.Pointer[state]
+	waiting  atomic.Int64 // callers that wait for a session
+	inUse    atomic.Int64 // sessions with a call on them
+	stuck    atomic.Int64 // calls that hang in the library, over all connections
+	evicted  atomic.Uint64
+	unclosed atomic.Int64                 // sessions that C_CloseSession did not close, since the module was initialised
+	caps     atomic.Pointer[Capabilities] // what the probe proved; nil before the first connection
+	wake     chan struct{}                // asks the supervisor to look now; holds one
 
 	mu      sync.Mutex // guards changes of state, and what follows
 	lost    *conn      // the connection that a worker found unusable
@@ -240,7 +241,7 @@ func bound(ctx context.Context, d time.Duration) (context.Context, context.Cance
 func (t *Token) run(ctx context.Context, ln lane, r request) error {
 	ctx, cancel := bound(ctx, t.timeout(ln))
 	defer cancel()
-	healed, refound := false, false
+	healed, stale := false, 0
 	for {
 		st, err := t.serving(ctx, r.call)
 		if err != nil {
@@ -264,16 +265,20 @@ func (t *Token) run(ctx context.Context, ln lane, r request) error {
 			}
 		case cls == classHandle && aim != nil:
 			aim.stale()
-			if !refound {
-				refound = true
+			if stale++; stale < maxStale {
 				continue
 			}
 			t.suspect()
+			err = asUnavailable(err) // it has just said that the object is there
 		}
 		r.end()
 		return err
 	}
 }
+
+// maxStale bounds the handles of one call that the token did not know any more: the session copy's, the one of the token's object, and one that
+// was found afresh. A logout takes the first two at once, and one that falls between a search and the use of what it found the third.
+const maxStale = 3
 
 // attempt hands the request to a worker once.
 func (t *Token) attempt(ctx context.Context, st *state, ln lane, r *request) (left bool, err error) {

@@ -289,7 +289,7 @@ func (w *worker) evict(err error) {
 	s := w.s
 	w.s = nil
 	w.c.open.Add(-1)
-	_ = s.p.CloseSession(s.h) // it is dead already, or dies now
+	w.c.endSession(s.h) // it is dead already, or dies now
 }
 
 // closeSession closes the session at the end of the worker. The keeper's goes last, since many tokens end the login and all session objects with
@@ -305,7 +305,7 @@ func (w *worker) closeSession() {
 	if w.ln == laneKeeper && w.c.logout.Load() {
 		_ = w.s.p.Logout(w.s.h) // the sessions' end does the same
 	}
-	_ = w.s.p.CloseSession(w.s.h)
+	w.c.endSession(w.s.h)
 	w.s = nil
 	w.c.open.Add(-1)
 }

@@ -28,6 +28,10 @@ type Options struct {
 	// Serving is called once all doors accept connections, with their
 	// addresses. Optional.
 	Serving func(Addresses)
+	// Seams may change what the core is made of before it is made: a test puts
+	// between core and store or journal what ends the process at a chosen step,
+	// or another clock. No program sets it. Optional.
+	Seams func(*kms.Config)
 }
 
 // Addresses are where the doors listen.
@@ -86,11 +90,14 @@ func New(ctx context.Context, cfg *Config, opts Options) (s *Server, err error) 
 	for _, r := range cfg.Regions {
 		regions[kms.Region(r.Name)] = tokenstore.New(s.tokens[r.Token])
 	}
-	s.Core, err = kms.New(ctx, kms.Config{
+	core := kms.Config{
 		Store: s.store, Regions: regions, Journal: s.journal, Logger: s.log, DataDurability: durability,
 		Limits: kms.Limits(cfg.Limits), Observer: s.metrics, ClockConfirmed: s.clockConfirmed,
-	})
-	if err != nil {
+	}
+	if opts.Seams != nil {
+		opts.Seams(&core)
+	}
+	if s.Core, err = kms.New(ctx, core); err != nil {
 		return s, err
 	}
 	s.metrics.Watch(s.Core, s.tokens, s.journal)

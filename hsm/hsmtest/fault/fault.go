@@ -1,9 +1,10 @@
-// Package fault makes a PKCS#11 library that misbehaves on request: it wraps a real one, and a test tells it which calls shall fail, hang or be
-// slow, how many sessions there are, and what the token's flags say. It also watches for what no user of PKCS#11 may do: two threads on one
-// session, and C_Finalize while another call is inside.
+// Package fault makes a PKCS#11 library that misbehaves on request: it wraps a real one, and a test tells it which calls shall fail, hang, be
+// slow, tell wrong lengths or kill the process, when all sessions or the login shall be lost, whether there is a token at all, how many sessions
+// there may be, and what the token's flags say. It also watches for what no user of PKCS#11 may do: two threads on one session, and C_Finalize
+// while another call is inside.
 //
-// It is a C library, compiled with $CC (or cc) into a temporary folder, and works in the process of the test as in any other that loads it.
-// 64-bit unix only.
+// It is a C library, compiled with $CC (or cc) into a temporary folder. Its control block is a file beside it that both sides map: so it works in
+// the process of the test as in any other that loads it, such as a daemon whose configuration names [Module.Path] as its module. 64-bit unix only.
 package fault
 
 import (
@@ -35,6 +36,7 @@ type control struct {
 	setFlags, clearFlags           int64
 	open, inside, shared, finalize int64
 	rwCrypto, openRW               int64
+	act, removed                   int64
 }
 
 type entry struct {
@@ -50,6 +52,27 @@ const (
 	modeFailAfter
 	modeHang
 	modeSlow
+	modeLength
+	modeKill
+	modeKillAfter
+)
+
+// What the library does at its next call, before that.
+const (
+	actLose   = 1
+	actForget = 2
+)
+
+// Length is how the length that a call returns is wrong.
+type Length int
+
+// The wrong lengths. Long is by one, and only for calls whose output has a buffer of its caller's choice: a list that is longer than the array it
+// was asked into is memory that the caller never had.
+const (
+	Right Length = iota
+	Long
+	Short
+	Zero
 )
 
 // numbers are the functions' places in CK_FUNCTION_LIST, for those that are wrapped.
@@ -57,7 +80,7 @@ func number(tb testing.TB, call string) int {
 	tb.Helper()
 	numbers := map[string]int{
 		"C_Initialize": 0, "C_Finalize": 1, "C_GetInfo": 2, "C_GetSlotList": 4, "C_GetSlotInfo": 5, "C_GetTokenInfo": 6, "C_GetMechanismList": 7,
-		"C_GetMechanismInfo": 8, "C_InitToken": 9, "C_InitPIN": 10, "C_OpenSession": 12, "C_CloseSession": 13, "C_GetSessionInfo": 15, "C_Login": 18,
+		"C_GetMechanismInfo": 8, "C_InitToken": 9, "C_InitPIN": 10, "C_OpenSession": 12, "C_CloseSession": 13, "C_CloseAllSessions": 14, "C_GetSessionInfo": 15, "C_Login": 18,
 		"C_Logout": 19, "C_CreateObject": 20, "C_CopyObject": 21, "C_DestroyObject": 22, "C_GetAttributeValue": 24, "C_SetAttributeValue": 25,
 		"C_FindObjectsInit": 26, "C_FindObjects": 27, "C_FindObjectsFinal": 28, "C_EncryptInit": 29, "C_Encrypt": 30, "C_DecryptInit": 33,
 		"C_Decrypt": 34, "C_SignInit": 42, "C_Sign": 43, "C_GenerateKey": 58, "C_GenerateKeyPair": 59, "C_WrapKey": 60, "C_UnwrapKey": 61,
@@ -117,6 +140,8 @@ type Fault struct {
 	After bool          // do the work first, and fail then: "failed but persisted"
 	Hang  bool          // hang until cleared, then do the work
 	Slow  time.Duration // take this much longer
+	Len   Length        // do the work, and tell a wrong length of what came out
+	Kill  bool          // kill the process (SIGKILL); with After, when the work is done
 	Skip  int           // let so many calls pass first
 	Times int           // last for so many calls; 0 is for ever
 	Slot  *uint         // only calls on sessions of this slot
@@ -126,8 +151,15 @@ type Fault struct {
 func (m *Module) Set(tb testing.TB, call string, f Fault) {
 	tb.Helper()
 	e := &m.ctl.faults[number(tb, call)]
-	mode, times, slot := int64(modeFail), int64(-1), int64(-1)
+	mode, rv, times, slot := int64(modeFail), int64(f.RV), int64(-1), int64(-1)
 	switch {
+	case f.Len != Right:
+		mode, rv = modeLength, int64(f.Len)
+		checkLength(tb, call, f.Len)
+	case f.Kill && f.After:
+		mode = modeKillAfter
+	case f.Kill:
+		mode = modeKill
 	case f.Hang:
 		mode = modeHang
 	case f.Slow > 0:
@@ -142,12 +174,26 @@ func (m *Module) Set(tb testing.TB, call string, f Fault) {
 		slot = int64(*f.Slot)
 	}
 	atomic.StoreInt64(&e.mode, modeNone)
-	atomic.StoreInt64(&e.rv, int64(f.RV))
+	atomic.StoreInt64(&e.rv, rv)
 	atomic.StoreInt64(&e.skip, int64(f.Skip))
 	atomic.StoreInt64(&e.times, times)
 	atomic.StoreInt64(&e.slot, slot)
 	atomic.StoreInt64(&e.delay, int64(f.Slow))
 	atomic.StoreInt64(&e.mode, mode)
+}
+
+// checkLength refuses what the library does not do.
+func checkLength(tb testing.TB, call string, l Length) {
+	tb.Helper()
+	switch call {
+	case "C_Encrypt", "C_Decrypt", "C_Sign", "C_WrapKey", "C_GetAttributeValue":
+	case "C_GetSlotList", "C_GetMechanismList", "C_FindObjects":
+		if l == Long {
+			tb.Fatalf("fault: %s cannot return more than it was asked for", call)
+		}
+	default:
+		tb.Fatalf("fault: %s returns no length", call)
+	}
 }
 
 // Fail makes the next n calls fail, or all until cleared when n is 0.
@@ -168,10 +214,44 @@ func (m *Module) Clear(tb testing.TB, call string) {
 	atomic.StoreInt64(&m.ctl.faults[number(tb, call)].mode, modeNone)
 }
 
-// ClearAll makes every call work again.
+// ClearAll makes every call work again, puts the token back, and takes LimitSessions and TokenFlags back.
 func (m *Module) ClearAll() {
 	for i := range m.ctl.faults {
 		atomic.StoreInt64(&m.ctl.faults[i].mode, modeNone)
+	}
+	atomic.StoreInt64(&m.ctl.act, 0)
+	m.LimitSessions(0, 0)
+	m.TokenFlags(0, 0)
+	m.Return()
+}
+
+// LoseSessions ends all sessions of all tokens, and with them the logins, before the next call of the library: the user's handles are stale then.
+func (m *Module) LoseSessions() { atomic.StoreInt64(&m.ctl.act, actLose) }
+
+// ForgetLogin logs out of all tokens before the next call of the library. Sessions stay.
+func (m *Module) ForgetLogin() { atomic.StoreInt64(&m.ctl.act, actForget) }
+
+// Remove takes the tokens out of their slots: sessions are lost, calls on them return CKR_DEVICE_REMOVED, calls on slots CKR_TOKEN_NOT_PRESENT,
+// and no slot has a token, until Return.
+func (m *Module) Remove() {
+	atomic.StoreInt64(&m.ctl.act, actLose)
+	atomic.StoreInt64(&m.ctl.removed, 1)
+}
+
+// Return puts the tokens back.
+func (m *Module) Return() { atomic.StoreInt64(&m.ctl.removed, 0) }
+
+// Pending tells whether what LoseSessions, ForgetLogin or Remove do has not been done yet, because there was no call since.
+func (m *Module) Pending() bool { return atomic.LoadInt64(&m.ctl.act) != 0 }
+
+// ProcessDied tells that the process that had the library has ended without C_Finalize: its sessions do not count any more. Only for when no
+// other process has it loaded.
+func (m *Module) ProcessDied() {
+	for _, n := range []*int64{&m.ctl.open, &m.ctl.openRW, &m.ctl.inside, &m.ctl.act} {
+		atomic.StoreInt64(n, 0)
+	}
+	for i := range m.ctl.faults {
+		atomic.StoreInt64(&m.ctl.faults[i].hanging, 0)
 	}
 }
 

@@ -7,6 +7,7 @@
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -19,11 +20,13 @@ typedef unsigned long ul;
 typedef struct { unsigned char major, minor; void *fn[68]; } functions;
 
 enum { functionCount = 68, maxSessions = 4096 };
-enum { modeNone, modeFail, modeFailAfter, modeHang, modeSlow };
+enum { modeNone, modeFail, modeFailAfter, modeHang, modeSlow, modeLength, modeKill, modeKillAfter };
+enum { lengthLong = 1, lengthShort, lengthZero };
+enum { actLose = 1, actForget = 2 };
 
 struct fault {
 	_Atomic int64_t mode;
-	_Atomic int64_t rv;      // what modeFail and modeFailAfter return
+	_Atomic int64_t rv;      // what modeFail and modeFailAfter return; of modeLength, which length
 	_Atomic int64_t skip;    // calls that pass before the fault begins
 	_Atomic int64_t times;   // calls that it then lasts; negative: until cleared
 	_Atomic int64_t slot;    // calls on sessions of this slot only; negative: all
@@ -43,6 +46,8 @@ struct control {
 	_Atomic int64_t finalizedInside; // C_Finalize while another call was inside
 	_Atomic int64_t rwCrypto;   // cryptographic calls on a RW session
 	_Atomic int64_t openRW;     // RW sessions
+	_Atomic int64_t act;        // what the next call does behind its caller's back before anything else: actLose, actForget
+	_Atomic int64_t removed;    // there is no token in any slot
 };
 
 static functions *real;
@@ -51,6 +56,14 @@ static struct control *ctl;
 
 static struct session { ul handle, slot, flags; int used, busy; } sessions[maxSessions];
 static pthread_mutex_t sessionsLock = PTHREAD_MUTEX_INITIALIZER;
+
+// Held for reading while a call is in the real library, for writing while something is done there that no call may meet: SoftHSM does not survive
+// the end of a session that another thread is in. A call that hangs on request hangs before it takes this.
+#ifdef PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP
+static pthread_rwlock_t realLock = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP; // glibc's default lets readers starve the writer
+#else
+static pthread_rwlock_t realLock = PTHREAD_RWLOCK_INITIALIZER;
+#endif
 
 static struct session *lookup(ul handle) {
 	for (int i = 0; i < maxSessions; i++)
@@ -63,18 +76,29 @@ static void nap(int64_t ns) {
 	nanosleep(&t, NULL);
 }
 
+// armed tells whether a call on the slot is one that the fault is for, and counts it.
+static int armed(struct fault *f, int64_t slot) {
+	int64_t only = atomic_load(&f->slot);
+	if (only >= 0 && slot != only) return 0;
+	if (atomic_load(&f->skip) > 0 && atomic_fetch_sub(&f->skip, 1) > 0) return 0;
+	if (atomic_load(&f->times) >= 0 && atomic_fetch_sub(&f->times, 1) <= 0) { atomic_store(&f->times, 0); return 0; }
+	return 1;
+}
+
 // begin counts a call and tells whether it is to end with *rv at once.
 static int begin(int fn, int64_t slot, ul *rv) {
 	struct fault *f = &ctl->faults[fn];
 	atomic_fetch_add(&f->calls, 1);
-	int64_t mode = atomic_load(&f->mode), only = atomic_load(&f->slot);
-	if (mode == modeNone || mode == modeFailAfter || (only >= 0 && slot != only)) return 0;
-	if (atomic_load(&f->skip) > 0 && atomic_fetch_sub(&f->skip, 1) > 0) return 0;
-	if (atomic_load(&f->times) >= 0 && atomic_fetch_sub(&f->times, 1) <= 0) { atomic_store(&f->times, 0); return 0; }
+	int64_t mode = atomic_load(&f->mode);
+	if (mode == modeNone || mode == modeFailAfter || mode == modeLength || mode == modeKillAfter || !armed(f, slot)) return 0;
 	switch (mode) {
 	case modeFail:
 		*rv = (ul)atomic_load(&f->rv);
 		return 1;
+	case modeKill:
+		kill(getpid(), SIGKILL);
+		pause();
+		break;
 	case modeHang:
 		atomic_fetch_add(&f->hanging, 1);
 		while (atomic_load(&f->mode) == modeHang) nap(1000000);
@@ -86,14 +110,75 @@ static int begin(int fn, int64_t slot, ul *rv) {
 	return 0;
 }
 
-// end lets a call that did its work report failure.
-static ul end(int fn, int64_t slot, ul rv) {
+// The places of *pulLen and its like.
+struct attribute { ul type; void *value; ul len; };
+
+static void spoil(ul *n, int64_t how) {
+	switch (how) {
+	case lengthLong: ++*n; break;
+	case lengthShort: if (*n > 0) --*n; break;
+	case lengthZero: *n = 0;
+	}
+}
+
+// misjudge makes a call that went well tell wrong lengths.
+static void misjudge(int fn, int64_t how, ul b, ul c, ul d, ul e, ul f) {
+	(void)b;
+	switch (fn) {
+	case 4: case 7: spoil((ul *)c, how); break;                    // C_GetSlotList, C_GetMechanismList
+	case 24:                                                       // C_GetAttributeValue
+		for (ul i = 0; i < d; i++) {
+			struct attribute *a = (struct attribute *)c + i;
+			if (a->len != ~0UL) spoil(&a->len, how); // ~0: there is no such attribute
+		}
+		break;
+	case 27: spoil((ul *)d, how); break;                           // C_FindObjects
+	case 30: case 34: case 43: spoil((ul *)e, how); break;         // C_Encrypt, C_Decrypt, C_Sign
+	case 60: spoil((ul *)f, how); break;                           // C_WrapKey
+	}
+}
+
+// end does what shall happen after a call that did its work.
+static ul end(int fn, int64_t slot, ul rv, ul b, ul c, ul d, ul e, ul g) {
 	struct fault *f = &ctl->faults[fn];
-	int64_t only = atomic_load(&f->slot);
-	if (atomic_load(&f->mode) != modeFailAfter || (only >= 0 && slot != only)) return rv;
-	if (atomic_load(&f->skip) > 0 && atomic_fetch_sub(&f->skip, 1) > 0) return rv;
-	if (atomic_load(&f->times) >= 0 && atomic_fetch_sub(&f->times, 1) <= 0) { atomic_store(&f->times, 0); return rv; }
+	int64_t mode = atomic_load(&f->mode);
+	if (mode != modeFailAfter && mode != modeLength && mode != modeKillAfter) return rv;
+	if ((mode == modeLength && rv != 0) || !armed(f, slot)) return rv;
+	switch (mode) {
+	case modeLength:
+		misjudge(fn, atomic_load(&f->rv), b, c, d, e, g);
+		return rv;
+	case modeKillAfter:
+		kill(getpid(), SIGKILL);
+		pause();
+	}
 	return (ul)atomic_load(&f->rv);
+}
+
+static void dropped(struct session *s) {
+	s->used = 0;
+	atomic_fetch_sub(&ctl->open, 1);
+	if (s->flags & 2) atomic_fetch_sub(&ctl->openRW, 1);
+}
+
+// behindBack ends logins and sessions of every slot that has sessions, for real, as another program with the same token or the token itself might.
+static void behindBack(void) {
+	if (atomic_load(&ctl->act) == 0) return;
+	pthread_rwlock_wrlock(&realLock);
+	int64_t act = atomic_exchange(&ctl->act, 0);
+	pthread_mutex_lock(&sessionsLock);
+	for (int i = 0; i < maxSessions; i++) {
+		struct session *s = &sessions[i];
+		if (!s->used || !act) continue;
+		if (act & actForget) ((ul (*)(ul))real->fn[19])(s->handle);
+		if (!(act & actLose)) continue;
+		ul slot = s->slot;
+		((ul (*)(ul))real->fn[14])(slot); // C_CloseAllSessions
+		for (int j = i; j < maxSessions; j++)
+			if (sessions[j].used && sessions[j].slot == slot) dropped(&sessions[j]);
+	}
+	pthread_mutex_unlock(&sessionsLock);
+	pthread_rwlock_unlock(&realLock);
 }
 
 static int cryptographic(int fn) { return fn >= 29 && fn <= 57; } // C_EncryptInit to C_VerifyRecover
@@ -102,6 +187,7 @@ typedef ul (*call)(ul, ul, ul, ul, ul, ul, ul, ul);
 
 static ul onSession(int fn, ul a, ul b, ul c, ul d, ul e, ul f, ul g, ul h) {
 	int64_t slot = -1;
+	behindBack();
 	pthread_mutex_lock(&sessionsLock);
 	struct session *s = lookup(a);
 	if (s != NULL) {
@@ -112,32 +198,40 @@ static ul onSession(int fn, ul a, ul b, ul c, ul d, ul e, ul f, ul g, ul h) {
 	pthread_mutex_unlock(&sessionsLock);
 	atomic_fetch_add(&ctl->inside, 1);
 	ul rv = 0;
-	if (!begin(fn, slot, &rv)) {
+	if (atomic_load(&ctl->removed)) {
+		rv = 0x32; // CKR_DEVICE_REMOVED
+	} else if (!begin(fn, slot, &rv)) {
+		pthread_rwlock_rdlock(&realLock);
 		rv = ((call)real->fn[fn])(a, b, c, d, e, f, g, h);
-		rv = end(fn, slot, rv);
+		pthread_rwlock_unlock(&realLock);
+		rv = end(fn, slot, rv, b, c, d, e, f);
 	}
 	atomic_fetch_sub(&ctl->inside, 1);
 	pthread_mutex_lock(&sessionsLock);
 	s = lookup(a);
 	if (s != NULL) {
 		s->busy--;
-		if (fn == 13 && rv == 0) {
-			s->used = 0;
-			atomic_fetch_sub(&ctl->open, 1);
-			if (s->flags & 2) atomic_fetch_sub(&ctl->openRW, 1);
-		}
+		if (fn == 13 && rv == 0) dropped(s);
 	}
 	pthread_mutex_unlock(&sessionsLock);
 	return rv;
 }
 
 static ul onSlot(int fn, ul a, ul b, ul c, ul d, ul e, ul f, ul g, ul h) {
+	behindBack();
 	atomic_fetch_add(&ctl->inside, 1);
 	ul rv = 0;
 	int64_t slot = fn <= 4 ? -1 : (int64_t)a;
-	if (!begin(fn, slot, &rv)) {
+	int removed = atomic_load(&ctl->removed) != 0;
+	if (removed && fn >= 6) {
+		rv = 0xE0; // CKR_TOKEN_NOT_PRESENT
+	} else if (removed && fn == 4 && (a & 0xff)) {
+		*(ul *)c = 0; // no slot with a token
+	} else if (!begin(fn, slot, &rv)) {
+		pthread_rwlock_rdlock(&realLock);
 		rv = ((call)real->fn[fn])(a, b, c, d, e, f, g, h);
-		rv = end(fn, slot, rv);
+		pthread_rwlock_unlock(&realLock);
+		rv = end(fn, slot, rv, b, c, d, e, f);
 	}
 	atomic_fetch_sub(&ctl->inside, 1);
 	return rv;
@@ -161,6 +255,20 @@ static ul finalize(ul reserved) {
 		memset(sessions, 0, sizeof sessions);
 		atomic_store(&ctl->open, 0);
 		atomic_store(&ctl->openRW, 0);
+		pthread_mutex_unlock(&sessionsLock);
+	}
+	return rv;
+}
+
+static ul closeAllSessions(ul slot) {
+	ul rv = onSlot(14, slot, 0, 0, 0, 0, 0, 0, 0);
+	if (rv == 0) {
+		pthread_mutex_lock(&sessionsLock);
+		for (int i = 0; i < maxSessions; i++)
+			if (sessions[i].used && sessions[i].slot == slot) {
+				if (sessions[i].busy > 0) atomic_fetch_add(&ctl->shared, 1); // its owner is in a call
+				dropped(&sessions[i]);
+			}
 		pthread_mutex_unlock(&sessionsLock);
 	}
 	return rv;
@@ -238,6 +346,7 @@ ul C_GetFunctionList(functions **list) {
 		wrapped.fn[3] = (void *)C_GetFunctionList;
 		wrapped.fn[6] = (void *)getTokenInfo;
 		wrapped.fn[12] = (void *)openSession;
+		wrapped.fn[14] = (void *)closeAllSessions;
 		*list = &wrapped;
 	}
 	pthread_mutex_unlock(&once);
