@@ -89,8 +89,8 @@ func TestEveryOperationIsRecorded(t *testing.T) {
 		})
 	}
 	for op := range methods() {
-		if !covered[op] {
-			t.Errorf("%s is not tested for its record", op)
+		if covered[op] == operationSpec(op).GetUnbuilt() { // those: TestUnbuiltOperations
+			t.Errorf("%s is not tested for its record, or is not built", op)
 		}
 	}
 	if _, err := audit.Verify(w.journalDir(), audit.VerifyOptions{}); err != nil {

@@ -18,6 +18,9 @@ import (
 func specAndUsage(r *keyholdv1.CreateKeyRequest) (keyholdv1.KeySpec, keyholdv1.KeyUsageType) {
 	spec, usage := r.GetKeySpec(), r.GetKeyUsage()
 	if spec == keyholdv1.KeySpec_KEY_SPEC_UNSPECIFIED {
+		spec = youngSpec(r.GetCustomerMasterKeySpec()) //nolint:staticcheck // AWS's clients still send it
+	}
+	if spec == keyholdv1.KeySpec_KEY_SPEC_UNSPECIFIED {
 		spec = keyholdv1.KeySpec_KEY_SPEC_SYMMETRIC_DEFAULT
 	}
 	if usage == keyholdv1.KeyUsageType_KEY_USAGE_TYPE_UNSPECIFIED && spec == keyholdv1.KeySpec_KEY_SPEC_SYMMETRIC_DEFAULT {
@@ -30,6 +33,8 @@ func validCreateKey(r *keyholdv1.CreateKeyRequest) error {
 	spec, usage := specAndUsage(r)
 	f := factsOf(spec)
 	switch {
+	case r.GetKeySpec() != 0 && r.GetCustomerMasterKeySpec() != 0: //nolint:staticcheck // AWS's clients still send it
+		return errorf(CodeValidation, "You cannot specify KeySpec and CustomerMasterKeySpec in the same request. CustomerMasterKeySpec is deprecated.")
 	case usage == keyholdv1.KeyUsageType_KEY_USAGE_TYPE_UNSPECIFIED:
 		return invalidField("key_usage", "must be given for key spec %s", awsName(spec))
 	case !slices.Contains(f.usages, usage):

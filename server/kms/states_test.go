@@ -122,8 +122,8 @@ func TestKeyStates(t *testing.T) {
 		covered[strings.Fields(row.name)[0]] = true
 	}
 	for op := range methods() {
-		if !covered[op] {
-			t.Errorf("%s is not in the table of key states", op)
+		if covered[op] == operationSpec(op).GetUnbuilt() {
+			t.Errorf("%s is not in the table of key states, or is and is not built", op)
 		}
 	}
 	for _, state := range []keyholdv1.KeyState{enabled, disabled, pending} {
