@@ -16,16 +16,8 @@ import (
 
 // validate is step 2: what the proto declares, then what it cannot.
 func (s *Service) validate(c *call) error {
-	// The items of a batch are looked into one by one, each by its own call.
-	nested := !c.op.spec.GetBatch() && slices.ContainsFunc(c.op.nested, c.req.ProtoReflect().Has)
-	if field := unknownField(c.req.ProtoReflect(), "", nested); field != "" {
-		return invalidField(field, "is not known to this version of the service")
-	}
-	if err := checkLists(c.op.lists, c.req.ProtoReflect()); err != nil {
+	if err := s.checkConstraints(c.op, c.req); err != nil {
 		return err
-	}
-	if err := s.validator.Validate(c.req); err != nil {
-		return asViolations(err)
 	}
 	if err := c.op.refuseUnbuilt(c.req); err != nil {
 		return err
@@ -37,6 +29,37 @@ func (s *Service) validate(c *call) error {
 	}
 	c.validated = true
 	return nil
+}
+
+// checkConstraints is the part of step 2 that the proto declares.
+func (s *Service) checkConstraints(op *operation, req proto.Message) error {
+	// The items of a batch are looked into one by one, each by its own call.
+	nested := !op.spec.GetBatch() && slices.ContainsFunc(op.nested, req.ProtoReflect().Has)
+	if field := unknownField(req.ProtoReflect(), "", nested); field != "" {
+		return invalidField(field, "is not known to this version of the service")
+	}
+	if err := checkLists(op.lists, req.ProtoReflect()); err != nil {
+		return err
+	}
+	if err := s.validator.Validate(req); err != nil {
+		return asViolations(err)
+	}
+	return nil
+}
+
+// CheckConstraints returns what the proto's constraints say against a request,
+// nil or an *Error, and does nothing else: a door that found violations of its
+// own while it decoded wants all of them in one answer, whose record Malformed
+// makes. What Do is given needs no CheckConstraints before it.
+//
+// The error's cause is a *protovalidate.ValidationError where it is about
+// declared constraints. It holds values of the request: it is not for logs.
+func (s *Service) CheckConstraints(operation string, req proto.Message) error {
+	op := s.ops[operation]
+	if op == nil || req == nil || req.ProtoReflect().Descriptor() != op.input {
+		return internalError(fmt.Errorf("the constraints of %q were asked for with something else", clip(operation)))
+	}
+	return s.checkConstraints(op, req)
 }
 
 // boundedList is a list of a request, with its declared length.
