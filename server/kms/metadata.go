@@ -50,6 +50,7 @@ func (e *entry) state(r *KeyRecord) keyholdv1.KeyState {
 const (
 	keysMarker    = "keys:"
 	aliasesMarker = "aliases:"
+	tagsMarker    = "tags:"
 )
 
 func formatMarker(kind, last string) string {

@@ -68,6 +68,12 @@ func rows() map[string]row {
 		"DeleteAlias":          {valid: valid(validDeleteAlias), act: act((*Service).deleteAlias)},
 		"ListAliases":          {byIDOnly: true, act: act((*Service).listAliases)},
 
+		"GetKeyPolicy":     {byIDOnly: true, act: act((*Service).getKeyPolicy)},
+		"ListKeyPolicies":  {byIDOnly: true, valid: valid(validListKeyPolicies), act: act((*Service).listKeyPolicies)},
+		"TagResource":      {needs: needsNotPending, byIDOnly: true, valid: valid(validTagResource), act: act((*Service).tagResource)},
+		"UntagResource":    {needs: needsNotPending, byIDOnly: true, valid: valid(validUntagResource), act: act((*Service).untagResource)},
+		"ListResourceTags": {byIDOnly: true, act: act((*Service).listResourceTags)},
+
 		"Encrypt":                             {needs: needsEnabled, usage: encrypt, valid: valid(validEncrypt), check: check((*Service).checkEncrypt), act: act((*Service).encrypt)},
 		"Decrypt":                             {needs: needsEnabled, usage: encrypt, valid: valid(validDecrypt), check: check((*Service).checkDecrypt), act: act((*Service).decrypt)},
 		"ReEncrypt":                           {needs: needsEnabled, usage: encrypt, valid: valid(validReEncrypt), check: check((*Service).checkReEncrypt), act: act((*Service).reEncrypt)},

@@ -92,6 +92,15 @@ var stateTable = []stateRow{
 		return &keyholdv1.UnwrapKeyRequest{KeyId: k.wrap, WrappedKey: k.wrapped}
 	}},
 	// AWS: an alias may leave a key that is pending deletion, and not go to one.
+	{"GetKeyPolicy", "", "", "", func(k *stateKeys) proto.Message { return &keyholdv1.GetKeyPolicyRequest{KeyId: k.aes} }},
+	{"ListKeyPolicies", "", "", "", func(k *stateKeys) proto.Message { return &keyholdv1.ListKeyPoliciesRequest{KeyId: k.aes} }},
+	{"ListResourceTags", "", "", "", func(k *stateKeys) proto.Message { return &keyholdv1.ListResourceTagsRequest{KeyId: k.aes} }},
+	{"TagResource", "", "", isPending, func(k *stateKeys) proto.Message {
+		return &keyholdv1.TagResourceRequest{KeyId: k.aes, Tags: []*keyholdv1.Tag{{TagKey: "k", TagValue: ptr("v")}}}
+	}},
+	{"UntagResource", "", "", isPending, func(k *stateKeys) proto.Message {
+		return &keyholdv1.UntagResourceRequest{KeyId: k.aes, TagKeys: []string{"k"}}
+	}},
 	{"UpdateAlias from", "", "", "", func(k *stateKeys) proto.Message {
 		return &keyholdv1.UpdateAliasRequest{AliasName: k.alias, TargetKeyId: k.other}
 	}},

@@ -25,14 +25,14 @@ var File_keyhold_v1_key_access_service_proto protoreflect.FileDescriptor
 const file_keyhold_v1_key_access_service_proto_rawDesc = "" +
 	"\n" +
 	"#keyhold/v1/key_access_service.proto\x12\n" +
-	"keyhold.v1\x1a\x17keyhold/v1/grants.proto\x1a\x1dkeyhold/v1/key_policies.proto\x1a\x18keyhold/v1/options.proto\x1a\x15keyhold/v1/tags.proto2\xf2\x17\n" +
-	"\x10KeyAccessService\x12\xf2\x01\n" +
-	"\fGetKeyPolicy\x12\x1f.keyhold.v1.GetKeyPolicyRequest\x1a .keyhold.v1.GetKeyPolicyResponse\"\x9e\x01\xa2\xbb\x18\x96\x01\n" +
+	"keyhold.v1\x1a\x17keyhold/v1/grants.proto\x1a\x1dkeyhold/v1/key_policies.proto\x1a\x18keyhold/v1/options.proto\x1a\x15keyhold/v1/tags.proto2\xe8\x17\n" +
+	"\x10KeyAccessService\x12\xf0\x01\n" +
+	"\fGetKeyPolicy\x12\x1f.keyhold.v1.GetKeyPolicyRequest\x1a .keyhold.v1.GetKeyPolicyResponse\"\x9c\x01\xa2\xbb\x18\x94\x01\n" +
 	"\x1a\n" +
-	"\x10kms:GetKeyPolicy\x12\x06key_id\x10\x02\x18\x01*\x11NotFoundException*\x13InvalidArnException*\x1aDependencyTimeoutException*\x14KMSInternalException*\x18KMSInvalidStateException8\x01\x90\x02\x01\x12\xfe\x01\n" +
-	"\x0fListKeyPolicies\x12\".keyhold.v1.ListKeyPoliciesRequest\x1a#.keyhold.v1.ListKeyPoliciesResponse\"\xa1\x01\xa2\xbb\x18\x99\x01\n" +
+	"\x10kms:GetKeyPolicy\x12\x06key_id\x10\x02\x18\x01*\x11NotFoundException*\x13InvalidArnException*\x1aDependencyTimeoutException*\x14KMSInternalException*\x18KMSInvalidStateException\x90\x02\x01\x12\xfc\x01\n" +
+	"\x0fListKeyPolicies\x12\".keyhold.v1.ListKeyPoliciesRequest\x1a#.keyhold.v1.ListKeyPoliciesResponse\"\x9f\x01\xa2\xbb\x18\x97\x01\n" +
 	"\x1d\n" +
-	"\x13kms:ListKeyPolicies\x12\x06key_id\x10\x02\x18\x01*\x11NotFoundException*\x13InvalidArnException*\x1aDependencyTimeoutException*\x14KMSInternalException*\x18KMSInvalidStateException8\x01\x90\x02\x01\x12\xcb\x02\n" +
+	"\x13kms:ListKeyPolicies\x12\x06key_id\x10\x02\x18\x01*\x11NotFoundException*\x13InvalidArnException*\x1aDependencyTimeoutException*\x14KMSInternalException*\x18KMSInvalidStateException\x90\x02\x01\x12\xcb\x02\n" +
 	"\fPutKeyPolicy\x12\x1f.keyhold.v1.PutKeyPolicyRequest\x1a .keyhold.v1.PutKeyPolicyResponse\"\xf7\x01\xa2\xbb\x18\xef\x01\n" +
 	"\x1a\n" +
 	"\x10kms:PutKeyPolicy\x12\x06key_id\x10\x02 \x01*\x11NotFoundException*\x13InvalidArnException* MalformedPolicyDocumentException*\x1aDependencyTimeoutException*\x1dUnsupportedOperationException*\x14KMSInternalException*\x16LimitExceededException*\x18KMSInvalidStateException8\x01\x90\x02\x02\x12\xca\x02\n" +
@@ -51,16 +51,16 @@ const file_keyhold_v1_key_access_service_proto_rawDesc = "" +
 	"\x0fkms:RetireGrant\x12\x06key_id\x10\x02 \x01*\x13InvalidArnException*\x1aInvalidGrantTokenException*\x17InvalidGrantIdException*\x11NotFoundException*\x1aDependencyTimeoutException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException8\x01\x12\x9e\x02\n" +
 	"\vRevokeGrant\x12\x1e.keyhold.v1.RevokeGrantRequest\x1a\x1f.keyhold.v1.RevokeGrantResponse\"\xcd\x01\xa2\xbb\x18\xc8\x01\n" +
 	"\x19\n" +
-	"\x0fkms:RevokeGrant\x12\x06key_id\x10\x02 \x01*\x11NotFoundException*\x1aDependencyTimeoutException*\x13InvalidArnException*\x17InvalidGrantIdException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException8\x01\x12\xf8\x01\n" +
-	"\vTagResource\x12\x1e.keyhold.v1.TagResourceRequest\x1a\x1f.keyhold.v1.TagResourceResponse\"\xa7\x01\xa2\xbb\x18\x9f\x01\n" +
+	"\x0fkms:RevokeGrant\x12\x06key_id\x10\x02 \x01*\x11NotFoundException*\x1aDependencyTimeoutException*\x13InvalidArnException*\x17InvalidGrantIdException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException8\x01\x12\xf6\x01\n" +
+	"\vTagResource\x12\x1e.keyhold.v1.TagResourceRequest\x1a\x1f.keyhold.v1.TagResourceResponse\"\xa5\x01\xa2\xbb\x18\x9d\x01\n" +
 	"\x19\n" +
-	"\x0fkms:TagResource\x12\x06key_id\x10\x02 \x01*\x14KMSInternalException*\x11NotFoundException*\x13InvalidArnException*\x18KMSInvalidStateException*\x16LimitExceededException*\fTagException8\x01\x90\x02\x02\x12\xe8\x01\n" +
-	"\rUntagResource\x12 .keyhold.v1.UntagResourceRequest\x1a!.keyhold.v1.UntagResourceResponse\"\x91\x01\xa2\xbb\x18\x89\x01\n" +
+	"\x0fkms:TagResource\x12\x06key_id\x10\x02 \x01*\x14KMSInternalException*\x11NotFoundException*\x13InvalidArnException*\x18KMSInvalidStateException*\x16LimitExceededException*\fTagException\x90\x02\x02\x12\xe6\x01\n" +
+	"\rUntagResource\x12 .keyhold.v1.UntagResourceRequest\x1a!.keyhold.v1.UntagResourceResponse\"\x8f\x01\xa2\xbb\x18\x87\x01\n" +
 	"\x1b\n" +
-	"\x11kms:UntagResource\x12\x06key_id\x10\x02 \x01*\x14KMSInternalException*\x11NotFoundException*\x13InvalidArnException*\x18KMSInvalidStateException*\fTagException8\x01\x90\x02\x02\x12\xe3\x01\n" +
-	"\x10ListResourceTags\x12#.keyhold.v1.ListResourceTagsRequest\x1a$.keyhold.v1.ListResourceTagsResponse\"\x83\x01\xa2\xbb\x18|\n" +
+	"\x11kms:UntagResource\x12\x06key_id\x10\x02 \x01*\x14KMSInternalException*\x11NotFoundException*\x13InvalidArnException*\x18KMSInvalidStateException*\fTagException\x90\x02\x02\x12\xe1\x01\n" +
+	"\x10ListResourceTags\x12#.keyhold.v1.ListResourceTagsRequest\x1a$.keyhold.v1.ListResourceTagsResponse\"\x81\x01\xa2\xbb\x18z\n" +
 	"\x1e\n" +
-	"\x14kms:ListResourceTags\x12\x06key_id\x10\x02\x18\x01*\x14KMSInternalException*\x11NotFoundException*\x13InvalidArnException*\x16InvalidMarkerException8\x01\x90\x02\x01B7Z5github.com/keyhold/keyhold/proto/keyhold/v1;keyholdv1b\x06proto3"
+	"\x14kms:ListResourceTags\x12\x06key_id\x10\x02\x18\x01*\x14KMSInternalException*\x11NotFoundException*\x13InvalidArnException*\x16InvalidMarkerException\x90\x02\x01B7Z5github.com/keyhold/keyhold/proto/keyhold/v1;keyholdv1b\x06proto3"
 
 var file_keyhold_v1_key_access_service_proto_goTypes = []any{
 	(*GetKeyPolicyRequest)(nil),         // 0: keyhold.v1.GetKeyPolicyRequest

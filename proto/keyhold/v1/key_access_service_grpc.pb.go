@@ -43,9 +43,10 @@ const (
 // the request was authenticated, validated and throttled, and leaves its
 // record.
 type KeyAccessServiceClient interface {
-	// GetKeyPolicy returns a key's policy. Not built yet.
+	// GetKeyPolicy returns a key's policy. Every key has the default policy of AWS,
+	// which leaves the decision to the account.
 	GetKeyPolicy(ctx context.Context, in *GetKeyPolicyRequest, opts ...grpc.CallOption) (*GetKeyPolicyResponse, error)
-	// ListKeyPolicies lists the names of a key's policies. Not built yet.
+	// ListKeyPolicies lists the names of a key's policies: `default` alone.
 	ListKeyPolicies(ctx context.Context, in *ListKeyPoliciesRequest, opts ...grpc.CallOption) (*ListKeyPoliciesResponse, error)
 	// PutKeyPolicy replaces a key's policy. Not built yet.
 	PutKeyPolicy(ctx context.Context, in *PutKeyPolicyRequest, opts ...grpc.CallOption) (*PutKeyPolicyResponse, error)
@@ -60,11 +61,11 @@ type KeyAccessServiceClient interface {
 	RetireGrant(ctx context.Context, in *RetireGrantRequest, opts ...grpc.CallOption) (*RetireGrantResponse, error)
 	// RevokeGrant ends a grant, for the key's owner. Not built yet.
 	RevokeGrant(ctx context.Context, in *RevokeGrantRequest, opts ...grpc.CallOption) (*RevokeGrantResponse, error)
-	// TagResource adds tags to a key, or changes them. Not built yet.
+	// TagResource adds tags to a key, or changes their values. A key has at most 50.
 	TagResource(ctx context.Context, in *TagResourceRequest, opts ...grpc.CallOption) (*TagResourceResponse, error)
-	// UntagResource removes tags from a key. Not built yet.
+	// UntagResource removes tags from a key. Those that it does not have are ignored.
 	UntagResource(ctx context.Context, in *UntagResourceRequest, opts ...grpc.CallOption) (*UntagResourceResponse, error)
-	// ListResourceTags lists a key's tags in pages. Not built yet.
+	// ListResourceTags lists a key's tags in pages, in the order of their keys.
 	ListResourceTags(ctx context.Context, in *ListResourceTagsRequest, opts ...grpc.CallOption) (*ListResourceTagsResponse, error)
 }
 
@@ -197,9 +198,10 @@ func (c *keyAccessServiceClient) ListResourceTags(ctx context.Context, in *ListR
 // the request was authenticated, validated and throttled, and leaves its
 // record.
 type KeyAccessServiceServer interface {
-	// GetKeyPolicy returns a key's policy. Not built yet.
+	// GetKeyPolicy returns a key's policy. Every key has the default policy of AWS,
+	// which leaves the decision to the account.
 	GetKeyPolicy(context.Context, *GetKeyPolicyRequest) (*GetKeyPolicyResponse, error)
-	// ListKeyPolicies lists the names of a key's policies. Not built yet.
+	// ListKeyPolicies lists the names of a key's policies: `default` alone.
 	ListKeyPolicies(context.Context, *ListKeyPoliciesRequest) (*ListKeyPoliciesResponse, error)
 	// PutKeyPolicy replaces a key's policy. Not built yet.
 	PutKeyPolicy(context.Context, *PutKeyPolicyRequest) (*PutKeyPolicyResponse, error)
@@ -214,11 +216,11 @@ type KeyAccessServiceServer interface {
 	RetireGrant(context.Context, *RetireGrantRequest) (*RetireGrantResponse, error)
 	// RevokeGrant ends a grant, for the key's owner. Not built yet.
 	RevokeGrant(context.Context, *RevokeGrantRequest) (*RevokeGrantResponse, error)
-	// TagResource adds tags to a key, or changes them. Not built yet.
+	// TagResource adds tags to a key, or changes their values. A key has at most 50.
 	TagResource(context.Context, *TagResourceRequest) (*TagResourceResponse, error)
-	// UntagResource removes tags from a key. Not built yet.
+	// UntagResource removes tags from a key. Those that it does not have are ignored.
 	UntagResource(context.Context, *UntagResourceRequest) (*UntagResourceResponse, error)
-	// ListResourceTags lists a key's tags in pages. Not built yet.
+	// ListResourceTags lists a key's tags in pages, in the order of their keys.
 	ListResourceTags(context.Context, *ListResourceTagsRequest) (*ListResourceTagsResponse, error)
 	mustEmbedUnimplementedKeyAccessServiceServer()
 }
