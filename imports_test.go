@@ -82,6 +82,10 @@ var internalImports = map[string]reasons{
 		"server/identity": "a door authenticates",
 		"proto/wirebuf":   "answers are encoded in buffers that are wiped",
 	},
+	"server/awsapi/violations": {
+		"server/kms":    "the core's violations, said in AWS's words",
+		"proto/awsjson": "AWS's names of members and values",
+	},
 	"server/adminapi": {
 		"server/kms":   "metrics and readiness of the core",
 		"server/audit": "metrics of the journal",
@@ -211,15 +215,15 @@ var outsideImports = map[string]struct {
 	},
 	"google.golang.org/protobuf": {
 		reason: "the API's messages and descriptors",
-		users:  []string{"proto/...", "server/kms", "server/grpcapi", "client/...", "cmd/..."},
+		users:  []string{"proto/...", "server/kms", "server/grpcapi", "server/awsapi/violations", "client/...", "cmd/..."},
 	},
 	"buf.build/gen/go/bufbuild/protovalidate": {
 		reason: "options of the fields, imported by generated code",
-		users:  []string{"proto/...", "server/kms"},
+		users:  []string{"proto/...", "server/kms", "server/awsapi/violations"},
 	},
 	"buf.build/go/protovalidate": {
-		reason: "step 2, for every door",
-		users:  []string{"server/kms"},
+		reason: "step 2, for every door; what it finds is said in AWS's words",
+		users:  []string{"server/kms", "server/awsapi/violations"},
 	},
 	"github.com/prometheus/client_golang": {
 		reason: "/metrics",

@@ -1,29 +1,48 @@
-// Package awsjson writes the messages of keyhold.v1 as JSON in the spelling of
-// the AWS KMS API, so that audit records and the command line say the same
-// thing with the same words.
+// Package awsjson writes and reads the messages of keyhold.v1 as JSON in the
+// spelling of the AWS KMS API: the aws door speaks it (JSON 1.1), and audit
+// records and the command line say the same thing with the same words.
 //
-// What it promises:
+// What both directions hold to:
 //
 //   - A member's name is the PascalCase of the proto field (`key_id` becomes
 //     `KeyId`), or the field's json_name where the schema gives one of its own
-//     (`AWSAccountId`).
+//     (`AWSAccountId`). Names match exactly.
 //   - An enum is its value's name less the type's prefix, in PascalCase where
-//     the enum bears the option pascal_values. A number that the schema does
-//     not know is written as a string of digits, so that the member keeps its
-//     type.
-//   - What is absent is left out, and so are empty lists and maps, except
-//     lists that bear the option emit_empty.
+//     the enum bears the option pascal_values.
 //   - Bytes are base64 with padding (RFC 4648, 4). 64-bit integers are
 //     numbers, not strings as in protojson: AWS does it so.
+//   - Timestamp is a number of seconds (Options.EpochTimes); any other
+//     well-known type is an ordinary message.
+//
+// What the [Encoder] promises:
+//
+//   - What is absent is left out, and so are empty lists and maps, except
+//     lists that bear the option emit_empty. An enum's number that the schema
+//     does not know is written as a string of digits, so that the member keeps
+//     its type. Unknown fields and extensions are not written.
 //   - Output is deterministic: members in the order of the field numbers, map
 //     entries in the order of their keys.
 //   - It is always valid JSON (RFC 8259). Control characters, C1 controls and
 //     U+2028 and U+2029 are escaped, so that output is safe for a terminal
 //     and is one line. Bytes that are not UTF-8 become U+FFFD.
 //
-// What it does not do: decode, and treat any well-known type but Timestamp as
-// anything but an ordinary message. Unknown fields and extensions are not
-// written.
+// What the [Decoder] promises:
+//
+//   - What is not the JSON of a request is a [SerializationError]: bad syntax,
+//     something behind the object, text that is not UTF-8 or has half a
+//     surrogate pair, a value of the wrong type, a number out of range or with a
+//     fraction where none may be, bad base64 (padding is required; line ends are
+//     refused; the unused bits of the last character are not looked at), more
+//     than the [Limits] allow. It never panics, and its error holds nothing of
+//     the body.
+//   - Members that the schema does not know are ignored, as AWS does; their
+//     syntax is checked. null is as if the member were absent; in a list or a map
+//     it is refused. A member or a map's key that is there twice counts the last
+//     time, alone.
+//   - Whatever the message cannot hold is in [Decoded]: enum values that the
+//     schema does not know, which are violations, not errors, and which members
+//     were there and empty.
+//   - It keeps nothing of a body.
 package awsjson
 
 import (
@@ -38,6 +57,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 )
 
 // Options choose among spellings. The zero value is the AWS wire format with
@@ -81,6 +102,16 @@ func (e *Encoder) AppendMessage(dst []byte, m proto.Message) []byte {
 		return append(dst, "null"...)
 	}
 	return e.appendMessage(dst, m.ProtoReflect())
+}
+
+// AppendAnswer appends the body of an answer of the AWS protocol: nothing at all
+// for operations that answer without one.
+func (e *Encoder) AppendAnswer(dst []byte, method protoreflect.MethodDescriptor, resp proto.Message) []byte {
+	op, _ := proto.GetExtension(method.Options(), keyholdv1.E_Operation).(*keyholdv1.Operation)
+	if op.GetEmptyBody() {
+		return dst
+	}
+	return e.AppendMessage(dst, resp)
 }
 
 func (e *Encoder) appendMessage(dst []byte, m protoreflect.Message) []byte {

@@ -225,7 +225,7 @@ func TestEnums(t *testing.T) {
 			}
 		}
 	}
-	want := []string{"Creating", "Enabled", "Disabled", "PendingDeletion", "Unavailable"}
+	want := []string{"Creating", "Enabled", "Disabled", "PendingDeletion", "Unavailable", "PendingImport", "PendingReplicaDeletion", "Updating"}
 	if diff := cmp.Diff(want, awsjson.EnumNames(state)); diff != "" {
 		t.Errorf("EnumNames (-want +got):\n%s", diff)
 	}

@@ -3,6 +3,7 @@ package awsjson_test
 import (
 	"encoding/json"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -61,6 +62,13 @@ func checkAgainstProtojson(t *testing.T, enc *awsjson.Encoder, m proto.Message) 
 	}
 }
 
+// sentEmpty are the lists that AWS sends even when they are empty.
+var sentEmpty = []string{
+	"ListKeysResponse.Keys", "ListAliasesResponse.Aliases", "ListGrantsResponse.Grants", "ListRetirableGrantsResponse.Grants",
+	"ListKeyPoliciesResponse.PolicyNames", "ListResourceTagsResponse.Tags", "ListKeyRotationsResponse.Rotations",
+	"DescribeCustomKeyStoresResponse.CustomKeyStores", "ReplicateKeyResponse.ReplicaTags", "MultiRegionConfiguration.ReplicaKeys",
+}
+
 // translate renames a message as protojson writes it, by rules of its own:
 // the facts of the API, not the code under test.
 func translate(md protoreflect.MessageDescriptor, in map[string]any) map[string]any {
@@ -76,7 +84,7 @@ func translate(md protoreflect.MessageDescriptor, in map[string]any) map[string]
 		}
 		v, present := in[string(fd.Name())]
 		if !present {
-			if md.Name() == "ListKeysResponse" && name == "Keys" || md.Name() == "ListAliasesResponse" && name == "Aliases" {
+			if slices.Contains(sentEmpty, string(md.Name())+"."+name) {
 				out[name] = []any{}
 			}
 			continue
@@ -104,7 +112,7 @@ func translateValue(fd protoreflect.FieldDescriptor, v any) any {
 		name := v.(string)
 		prefix := strings.TrimSuffix(string(fd.Enum().Values().Get(0).Name()), "UNSPECIFIED")
 		name = strings.TrimPrefix(name, prefix)
-		if fd.Enum().Name() == "KeyState" {
+		if slices.Contains([]string{"KeyState", "GrantOperation", "KeyLastUsageTrackingOperation"}, string(fd.Enum().Name())) {
 			pascal := ""
 			for part := range strings.SplitSeq(name, "_") {
 				pascal += part[:1] + strings.ToLower(part[1:])

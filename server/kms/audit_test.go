@@ -38,6 +38,9 @@ func everyOperation(w *world) []proto.Message {
 		&keyholdv1.UpdateKeyDescriptionRequest{KeyId: aes, Description: ptr("new")},
 		&keyholdv1.CreateAliasRequest{AliasName: "alias/audit", TargetKeyId: aes}, &keyholdv1.UpdateAliasRequest{AliasName: "alias/audit", TargetKeyId: aes},
 		&keyholdv1.ListAliasesRequest{KeyId: &aes},
+		&keyholdv1.GetKeyPolicyRequest{KeyId: aes}, &keyholdv1.ListKeyPoliciesRequest{KeyId: aes},
+		&keyholdv1.TagResourceRequest{KeyId: aes, Tags: []*keyholdv1.Tag{{TagKey: "k", TagValue: ptr("v")}}},
+		&keyholdv1.ListResourceTagsRequest{KeyId: aes}, &keyholdv1.UntagResourceRequest{KeyId: aes, TagKeys: []string{"k"}},
 		&keyholdv1.EncryptRequest{KeyId: "alias/audit", Plaintext: []byte("x"), EncryptionContext: ec},
 		&keyholdv1.DecryptRequest{CiphertextBlob: blob, EncryptionContext: ec},
 		&keyholdv1.ReEncryptRequest{CiphertextBlob: blob, SourceEncryptionContext: ec, DestinationKeyId: aes},
@@ -89,8 +92,8 @@ func TestEveryOperationIsRecorded(t *testing.T) {
 		})
 	}
 	for op := range methods() {
-		if !covered[op] {
-			t.Errorf("%s is not tested for its record", op)
+		if covered[op] == operationSpec(op).GetUnbuilt() { // those: TestUnbuiltOperations
+			t.Errorf("%s is not tested for its record, or is not built", op)
 		}
 	}
 	if _, err := audit.Verify(w.journalDir(), audit.VerifyOptions{}); err != nil {

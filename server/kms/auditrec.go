@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/keyhold/keyhold/proto/awsjson"
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 	"github.com/keyhold/keyhold/server/audit"
 )
@@ -106,15 +107,32 @@ func (s *Service) encodeRecord(buf *recordBuffer, c *call, phase audit.Phase, re
 	defer buf.forget()
 	buf.params, buf.elements = buf.params[:0], buf.elements[:0]
 	if c.validated {
-		buf.params = s.params.AppendMessage(buf.params, c.req)
+		buf.params = appendBounded(buf.params, s.params, c.req)
 		e.RequestParameters = buf.params
 	}
 	if c.op.mutates() && resp != nil {
-		buf.elements = s.params.AppendMessage(buf.elements, resp)
+		buf.elements = appendBounded(buf.elements, s.params, resp)
 		e.ResponseElements = buf.elements
 	}
 	buf.event = e.AppendJSON(buf.event)
 	return nil
+}
+
+// maxElementBytes is where CloudTrail leaves out parameters or elements. No
+// request that is carried out comes near it but by its grant tokens.
+const maxElementBytes = 100 << 10
+
+// appendBounded appends a message, or, where it is too large for a record, that
+// it was left out: what a caller may send must not keep the record from being
+// written.
+func appendBounded(dst []byte, enc *awsjson.Encoder, m proto.Message) []byte {
+	start := len(dst)
+	dst = enc.AppendMessage(dst, m)
+	size := len(dst) - start
+	if size <= maxElementBytes {
+		return dst
+	}
+	return fmt.Appendf(dst[:start], `{"omitted":true,"originalSize":%d,"reason":"larger than %d bytes"}`, size, maxElementBytes)
 }
 
 // forget drops what is of one call.

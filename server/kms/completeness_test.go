@@ -62,7 +62,7 @@ func TestOperationsAreComplete(t *testing.T) {
 		}
 		// Each field that names a key or an alias is a resource of a
 		// permission, or a second name of one.
-		second := []string{"Decrypt.key_id", "ReEncrypt.source_key_id", "ListAliases.key_id"}
+		second := []string{"Decrypt.key_id", "ReEncrypt.source_key_id", "ListAliases.key_id", "CreateKey.xks_key_id"}
 		for i := range md.Input().Fields().Len() {
 			fd := string(md.Input().Fields().Get(i).Name())
 			if !strings.HasSuffix(fd, "key_id") && fd != "alias_name" && fd != "ciphertext_blob" || slices.Contains(second, name+"."+fd) {
@@ -73,7 +73,7 @@ func TestOperationsAreComplete(t *testing.T) {
 			}
 		}
 		for _, e := range spec.GetErrors() {
-			if !slices.Contains(kms.Codes(), kms.Code(e)) {
+			if !slices.Contains(kms.Codes(), kms.Code(e)) && !slices.Contains(kms.DeclaredCodes(), kms.Code(e)) {
 				t.Errorf("%s declares %s, which is no code", name, e)
 			}
 		}
@@ -96,7 +96,7 @@ func TestOperationsAreComplete(t *testing.T) {
 func TestCodesAreClosed(t *testing.T) {
 	t.Parallel()
 	seen := make(map[kms.Code]bool)
-	for _, c := range kms.Codes() {
+	for _, c := range slices.Concat(kms.Codes(), kms.DeclaredCodes()) {
 		if seen[c] || !strings.HasSuffix(string(c), "Exception") {
 			t.Errorf("code %q", c)
 		}
@@ -104,8 +104,9 @@ func TestCodesAreClosed(t *testing.T) {
 	}
 }
 
-// Secrets are marked, and what bears the mark is never a text: text would be
-// recorded. What is not marked among bytes is public or a ciphertext.
+// Secrets are marked, and what bears the mark is bytes, which can be wiped: the
+// texts are those of operations that are not built, and are not kept. What is
+// not marked among bytes is public or a ciphertext.
 func TestSecretsAreMarked(t *testing.T) {
 	t.Parallel()
 	public := []string{
@@ -113,9 +114,14 @@ func TestSecretsAreMarked(t *testing.T) {
 		"GenerateDataKeyResponse.ciphertext_blob", "GenerateDataKeyWithoutPlaintextResponse.ciphertext_blob", "SignResponse.signature", "VerifyRequest.signature",
 		"GetPublicKeyResponse.public_key", "DeriveSharedSecretRequest.public_key",
 		"WrapKeyResponse.wrapped_key", "UnwrapKeyRequest.wrapped_key", "ExportKeyResponse.wrapped_key",
+		"GetParametersForImportResponse.import_token", "GetParametersForImportResponse.public_key",
+		"ImportKeyMaterialRequest.import_token", "ImportKeyMaterialRequest.encrypted_key_material", "RecipientInfo.attestation_document",
+		"DecryptResponse.ciphertext_for_recipient", "GenerateDataKeyResponse.ciphertext_for_recipient", "GenerateDataKeyPairResponse.ciphertext_for_recipient",
+		"DeriveSharedSecretResponse.ciphertext_for_recipient", "GenerateRandomResponse.ciphertext_for_recipient",
 		"GenerateDataKeyPairResponse.private_key_ciphertext_blob", "GenerateDataKeyPairResponse.public_key",
 		"GenerateDataKeyPairWithoutPlaintextResponse.private_key_ciphertext_blob", "GenerateDataKeyPairWithoutPlaintextResponse.public_key",
 	}
+	texts := []string{"CreateCustomKeyStoreRequest.key_store_password", "UpdateCustomKeyStoreRequest.key_store_password"}
 	marked := 0
 	for _, md := range methods() {
 		for _, m := range []protoreflect.MessageDescriptor{md.Input(), md.Output()} {
@@ -126,7 +132,7 @@ func TestSecretsAreMarked(t *testing.T) {
 				if redact {
 					marked++
 				}
-				if redact && fd.Kind() != protoreflect.BytesKind {
+				if redact && fd.Kind() != protoreflect.BytesKind && !slices.Contains(texts, name) {
 					t.Errorf("%s is marked and is %s", name, fd.Kind())
 				}
 				if !redact && fd.Kind() == protoreflect.BytesKind && !slices.Contains(public, name) {

@@ -269,7 +269,7 @@ func tryIn[R proto.Message](ctx context.Context, w *world, caller *identity.Call
 // it, or every operation may.
 func declared(name string, code kms.Code) bool {
 	switch code {
-	case kms.CodeValidation, kms.CodeAccessDenied, kms.CodeThrottling, kms.CodeUnknownOperation:
+	case kms.CodeValidation, kms.CodeAccessDenied, kms.CodeThrottling, kms.CodeUnknownOperation, kms.CodeUnsupportedOperation:
 		return true
 	}
 	for _, sd := range kms.Services() {

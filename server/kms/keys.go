@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
-	"unicode"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -17,6 +15,9 @@ import (
 // specAndUsage gives what a CreateKey request means, defaults filled in.
 func specAndUsage(r *keyholdv1.CreateKeyRequest) (keyholdv1.KeySpec, keyholdv1.KeyUsageType) {
 	spec, usage := r.GetKeySpec(), r.GetKeyUsage()
+	if spec == keyholdv1.KeySpec_KEY_SPEC_UNSPECIFIED {
+		spec = youngSpec(r.GetCustomerMasterKeySpec()) //nolint:staticcheck // AWS's clients still send it
+	}
 	if spec == keyholdv1.KeySpec_KEY_SPEC_UNSPECIFIED {
 		spec = keyholdv1.KeySpec_KEY_SPEC_SYMMETRIC_DEFAULT
 	}
@@ -30,6 +31,8 @@ func validCreateKey(r *keyholdv1.CreateKeyRequest) error {
 	spec, usage := specAndUsage(r)
 	f := factsOf(spec)
 	switch {
+	case r.GetKeySpec() != 0 && r.GetCustomerMasterKeySpec() != 0: //nolint:staticcheck // AWS's clients still send it
+		return errorf(CodeValidation, "You cannot specify KeySpec and CustomerMasterKeySpec in the same request. CustomerMasterKeySpec is deprecated.")
 	case usage == keyholdv1.KeyUsageType_KEY_USAGE_TYPE_UNSPECIFIED:
 		return invalidField("key_usage", "must be given for key spec %s", awsName(spec))
 	case !slices.Contains(f.usages, usage):
@@ -52,31 +55,6 @@ func custodyOf(r *keyholdv1.CreateKeyRequest) keyholdv1.KeyCustodyType {
 // what it wrapped would be as safe as the key that wraps it.
 func mayLeave(spec keyholdv1.KeySpec, usage keyholdv1.KeyUsageType) bool {
 	return factsOf(spec).kind != kindAsymmetric && usage != keyholdv1.KeyUsageType_KEY_USAGE_TYPE_WRAP_UNWRAP
-}
-
-// checkTags refuses what AWS refuses: doubles, reserved names, characters
-// that its tag editor does not know.
-func checkTags(tags []*keyholdv1.Tag) error {
-	seen := make(map[string]bool, len(tags))
-	for _, t := range tags {
-		key := t.GetTagKey()
-		switch {
-		case seen[key]:
-			return errorf(CodeTag, "Duplicate tag keys are not allowed: %s", clip(key))
-		case len(key) >= 4 && strings.EqualFold(key[:4], "aws:"):
-			return errorf(CodeTag, "Tag keys that begin with aws: are reserved: %s", clip(key))
-		case !tagText(key), !tagText(t.GetTagValue()):
-			return errorf(CodeTag, "Tag %s holds a character other than letters, digits, spaces and _ . : / = + - @", clip(key))
-		}
-		seen[key] = true
-	}
-	return nil
-}
-
-func tagText(s string) bool {
-	return strings.IndexFunc(s, func(r rune) bool {
-		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !unicode.IsSpace(r) && !strings.ContainsRune("_.:/=+-@", r)
-	}) < 0
 }
 
 // checkCreateKey is step 8: what the token cannot do is refused here, never

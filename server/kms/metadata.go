@@ -23,6 +23,7 @@ func (s *Service) metadata(e *entry) *keyholdv1.KeyMetadata {
 		KeyAgreementAlgorithms: agreementAlgorithms(r.Usage), MultiRegion: &multiRegion, KeyCustody: r.Current().Custody,
 		WrappingAlgorithms: wrappingAlgorithms(r.Usage),
 	}
+	m.CustomerMasterKeySpec = legacySpec(r.Spec) //nolint:staticcheck // AWS still sends it
 	if f := factsOf(r.Spec); f.mac != keyholdv1.MacAlgorithmSpec_MAC_ALGORITHM_SPEC_UNSPECIFIED {
 		m.MacAlgorithms = []keyholdv1.MacAlgorithmSpec{f.mac}
 	}
@@ -49,6 +50,7 @@ func (e *entry) state(r *KeyRecord) keyholdv1.KeyState {
 const (
 	keysMarker    = "keys:"
 	aliasesMarker = "aliases:"
+	tagsMarker    = "tags:"
 )
 
 func formatMarker(kind, last string) string {

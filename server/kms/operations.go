@@ -2,10 +2,10 @@ package kms
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 
+	"buf.build/go/protovalidate"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -18,10 +18,13 @@ type operation struct {
 	name   string
 	spec   *keyholdv1.Operation
 	input  protoreflect.MessageDescriptor
-	nested bool                         // the request has lists or messages in it
-	blob   protoreflect.FieldDescriptor // the field of a ciphertext, or nil
+	lists  []boundedList                  // the request's lists
+	nested []protoreflect.FieldDescriptor // the request's messages and lists of them
+	blob   protoreflect.FieldDescriptor   // the field of a ciphertext, or nil
 	fields []protoreflect.FieldDescriptor
 	items  map[protoreflect.FieldNumber]*batchable // of a batch: what it may carry
+	// unbuilt are the parts of the request that are refused.
+	unbuilt []unbuiltPart
 }
 
 // row is what the core adds to the proto's declaration of an operation.
@@ -64,6 +67,12 @@ func rows() map[string]row {
 		"UpdateAlias":          {needs: needsNotPending, byIDOnly: true, valid: valid(validUpdateAlias), act: act((*Service).updateAlias)},
 		"DeleteAlias":          {valid: valid(validDeleteAlias), act: act((*Service).deleteAlias)},
 		"ListAliases":          {byIDOnly: true, act: act((*Service).listAliases)},
+
+		"GetKeyPolicy":     {byIDOnly: true, act: act((*Service).getKeyPolicy)},
+		"ListKeyPolicies":  {byIDOnly: true, valid: valid(validListKeyPolicies), act: act((*Service).listKeyPolicies)},
+		"TagResource":      {needs: needsNotPending, byIDOnly: true, valid: valid(validTagResource), act: act((*Service).tagResource)},
+		"UntagResource":    {needs: needsNotPending, byIDOnly: true, valid: valid(validUntagResource), act: act((*Service).untagResource)},
+		"ListResourceTags": {byIDOnly: true, act: act((*Service).listResourceTags)},
 
 		"Encrypt":                             {needs: needsEnabled, usage: encrypt, valid: valid(validEncrypt), check: check((*Service).checkEncrypt), act: act((*Service).encrypt)},
 		"Decrypt":                             {needs: needsEnabled, usage: encrypt, valid: valid(validDecrypt), check: check((*Service).checkDecrypt), act: act((*Service).decrypt)},
@@ -111,7 +120,8 @@ func valid[Req proto.Message](f func(Req) error) func(proto.Message) error {
 const ciphertextField = "ciphertext_blob"
 
 // buildOperations joins the table with the descriptors. A method without a
-// row, a row without a method and a method without options are errors.
+// row, unless it is declared to be unbuilt, a row without a method and a method
+// without options are errors.
 func buildOperations() (map[string]*operation, error) {
 	table := rows()
 	ops := make(map[string]*operation)
@@ -119,28 +129,13 @@ func buildOperations() (map[string]*operation, error) {
 		for i := range sd.Methods().Len() {
 			md := sd.Methods().Get(i)
 			name := string(md.Name())
-			r, ok := table[name]
-			if !ok || ops[name] != nil {
-				return nil, fmt.Errorf("kms: method %s has no implementation, or two", md.FullName())
+			r, have := table[name]
+			op, err := newOperation(md, r)
+			if err != nil {
+				return nil, err
 			}
-			op := &operation{row: r, name: name, input: md.Input()}
-			for i := range md.Input().Fields().Len() {
-				fd := md.Input().Fields().Get(i)
-				op.nested = op.nested || fd.IsList() || fd.Message() != nil && !fd.IsMap()
-			}
-			op.spec, ok = proto.GetExtension(md.Options(), keyholdv1.E_Operation).(*keyholdv1.Operation)
-			if !ok || op.spec == nil || op.spec.GetPlane() == keyholdv1.Plane_PLANE_UNSPECIFIED || (len(op.spec.GetPermissions()) == 0) != op.spec.GetBatch() {
-				return nil, fmt.Errorf("kms: method %s lacks its options", md.FullName())
-			}
-			for _, p := range op.spec.GetPermissions() {
-				fd := md.Input().Fields().ByName(protoreflect.Name(p.GetResourceField()))
-				if fd == nil && p.GetResourceField() != "" {
-					return nil, fmt.Errorf("kms: method %s names the resource field %q, which it lacks", md.FullName(), p.GetResourceField())
-				}
-				if p.GetResourceField() == ciphertextField {
-					op.blob = fd
-				}
-				op.fields = append(op.fields, fd)
+			if have == op.spec.GetUnbuilt() || ops[name] != nil {
+				return nil, fmt.Errorf("kms: method %s has no implementation, or two, or one although it is declared to have none", md.FullName())
 			}
 			ops[name] = op
 		}
@@ -148,10 +143,47 @@ func buildOperations() (map[string]*operation, error) {
 	if err := joinBatches(ops); err != nil {
 		return nil, err
 	}
-	if len(ops) != len(table) {
-		return nil, errors.New("kms: the table has rows that the proto has no methods for")
+	for name := range table {
+		if ops[name] != nil {
+			continue
+		}
+		return nil, fmt.Errorf("kms: the table has a row for %s, which the proto has no method for", name)
 	}
 	return ops, nil
+}
+
+// newOperation reads what the descriptors say of a method.
+func newOperation(md protoreflect.MethodDescriptor, r row) (*operation, error) {
+	op := &operation{row: r, name: string(md.Name()), input: md.Input(), unbuilt: unbuiltParts(md.Input())}
+	for i := range md.Input().Fields().Len() {
+		fd := md.Input().Fields().Get(i)
+		if fd.IsList() {
+			rules, err := protovalidate.ResolveFieldRules(fd)
+			if err != nil {
+				return nil, fmt.Errorf("kms: rules of %s: %w", fd.FullName(), err)
+			}
+			op.lists = append(op.lists, boundedList{fd: fd, most: rules.GetRepeated().GetMaxItems()})
+		}
+		if fd.Message() != nil && !fd.IsMap() {
+			op.nested = append(op.nested, fd)
+		}
+	}
+	spec, ok := proto.GetExtension(md.Options(), keyholdv1.E_Operation).(*keyholdv1.Operation)
+	if !ok || spec == nil || spec.GetPlane() == keyholdv1.Plane_PLANE_UNSPECIFIED || (len(spec.GetPermissions()) == 0) != spec.GetBatch() {
+		return nil, fmt.Errorf("kms: method %s lacks its options", md.FullName())
+	}
+	op.spec = spec
+	for _, p := range spec.GetPermissions() {
+		fd := md.Input().Fields().ByName(protoreflect.Name(p.GetResourceField()))
+		if fd == nil && p.GetResourceField() != "" {
+			return nil, fmt.Errorf("kms: method %s names the resource field %q, which it lacks", md.FullName(), p.GetResourceField())
+		}
+		if p.GetResourceField() == ciphertextField {
+			op.blob = fd
+		}
+		op.fields = append(op.fields, fd)
+	}
+	return op, nil
 }
 
 // Services returns the descriptors of all services of the API.
@@ -159,6 +191,9 @@ func Services() []protoreflect.ServiceDescriptor {
 	return []protoreflect.ServiceDescriptor{
 		keyholdv1.File_keyhold_v1_cryptography_service_proto.Services().ByName("CryptographyService"),
 		keyholdv1.File_keyhold_v1_key_management_service_proto.Services().ByName("KeyManagementService"),
+		keyholdv1.File_keyhold_v1_key_access_service_proto.Services().ByName("KeyAccessService"),
+		keyholdv1.File_keyhold_v1_key_material_service_proto.Services().ByName("KeyMaterialService"),
+		keyholdv1.File_keyhold_v1_custom_key_store_service_proto.Services().ByName("CustomKeyStoreService"),
 	}
 }
 

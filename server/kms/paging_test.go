@@ -111,12 +111,17 @@ func (w *world) refuseMarkers() {
 	w.t.Helper()
 	keys := do[*keyholdv1.ListKeysResponse](w, &keyholdv1.ListKeysRequest{Limit: ptr(int32(1))}).GetNextMarker()
 	aliases := do[*keyholdv1.ListAliasesResponse](w, &keyholdv1.ListAliasesRequest{Limit: ptr(int32(1))}).GetNextMarker()
-	bent := []string{"x", keys + "=", keys + "\n", "\n" + keys, keys[1:], base64.StdEncoding.EncodeToString([]byte("keys:")), "../../etc/passwd", "\x00"}
+	bent := []string{"x", keys + "=", keys + " ", " " + keys, keys[1:], base64.StdEncoding.EncodeToString([]byte("keys:")), "../../etc/passwd", "\u00ff"}
 	for _, m := range append(bent, aliases) {
 		refuse(w, &keyholdv1.ListKeysRequest{Marker: &m}, kms.CodeInvalidMarker)
 	}
 	for _, m := range append(bent, keys) {
 		refuse(w, &keyholdv1.ListAliasesRequest{Marker: &m}, kms.CodeInvalidMarker)
+	}
+	// Characters that no marker has are AWS's ValidationException.
+	for _, m := range []string{keys + "\n", "\x00", "\u0100"} {
+		refuse(w, &keyholdv1.ListKeysRequest{Marker: &m}, kms.CodeValidation)
+		refuse(w, &keyholdv1.ListAliasesRequest{Marker: &m}, kms.CodeValidation)
 	}
 }
 

@@ -154,6 +154,11 @@ func (s *Service) perform(ctx context.Context, c *call) (resp proto.Message, err
 	if s.regions[c.region] == nil {
 		return nil, errorf(CodeAccessDenied, "The region %q is not served here.", clip(string(c.region)))
 	}
+	// What is declared and not built ends here, for everybody alike: before
+	// anything is said of keys.
+	if c.op.spec.GetUnbuilt() {
+		return nil, errUnbuilt(c.op)
+	}
 	// Steps 4 and 5: parse the blob, resolve keys and aliases.
 	if err := s.resolve(c); err != nil {
 		return nil, err

@@ -150,6 +150,7 @@ func (s *Service) getPublicKey(ctx context.Context, c *call, _ *keyholdv1.GetPub
 		EncryptionAlgorithms:   encryptionAlgorithms(sub.rec.Spec, sub.rec.Usage),
 		SigningAlgorithms:      s.offeredSigning(sub.rec),
 		KeyAgreementAlgorithms: agreementAlgorithms(sub.rec.Usage),
+		CustomerMasterKeySpec:  legacySpec(sub.rec.Spec), //nolint:staticcheck // AWS still sends it
 	}, nil
 }
 

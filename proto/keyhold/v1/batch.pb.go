@@ -662,7 +662,7 @@ var File_keyhold_v1_batch_proto protoreflect.FileDescriptor
 const file_keyhold_v1_batch_proto_rawDesc = "" +
 	"\n" +
 	"\x16keyhold/v1/batch.proto\x12\n" +
-	"keyhold.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1dkeyhold/v1/cryptography.proto\"G\n" +
+	"keyhold.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1dkeyhold/v1/cryptography.proto\x1a\x18keyhold/v1/signing.proto\"G\n" +
 	"\fBatchRequest\x127\n" +
 	"\x05items\x18\x01 \x03(\v2\x15.keyhold.v1.BatchItemB\n" +
 	"\xbaH\a\x92\x01\x04\b\x01\x10dR\x05items\"\xbf\x04\n" +
@@ -779,6 +779,7 @@ func file_keyhold_v1_batch_proto_init() {
 		return
 	}
 	file_keyhold_v1_cryptography_proto_init()
+	file_keyhold_v1_signing_proto_init()
 	file_keyhold_v1_batch_proto_msgTypes[1].OneofWrappers = []any{
 		(*BatchItem_Encrypt)(nil),
 		(*BatchItem_Decrypt)(nil),

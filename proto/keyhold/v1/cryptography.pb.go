@@ -36,7 +36,10 @@ type EncryptRequest struct {
 	// Defaults to SYMMETRIC_DEFAULT.
 	EncryptionAlgorithm EncryptionAlgorithmSpec `protobuf:"varint,4,opt,name=encryption_algorithm,json=encryptionAlgorithm,proto3,enum=keyhold.v1.EncryptionAlgorithmSpec" json:"encryption_algorithm,omitempty"`
 	// Check only.
-	DryRun        *bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3,oneof" json:"dry_run,omitempty"`
+	DryRun *bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3,oneof" json:"dry_run,omitempty"`
+	// Accepted, at most 10, and of no effect: there are no grants yet that a token
+	// could stand for.
+	GrantTokens   []string `protobuf:"bytes,6,rep,name=grant_tokens,json=grantTokens,proto3" json:"grant_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -104,6 +107,13 @@ func (x *EncryptRequest) GetDryRun() bool {
 		return *x.DryRun
 	}
 	return false
+}
+
+func (x *EncryptRequest) GetGrantTokens() []string {
+	if x != nil {
+		return x.GrantTokens
+	}
+	return nil
 }
 
 // EncryptResponse holds the ciphertext.
@@ -183,9 +193,16 @@ type DecryptRequest struct {
 	// Defaults to SYMMETRIC_DEFAULT.
 	EncryptionAlgorithm EncryptionAlgorithmSpec `protobuf:"varint,4,opt,name=encryption_algorithm,json=encryptionAlgorithm,proto3,enum=keyhold.v1.EncryptionAlgorithmSpec" json:"encryption_algorithm,omitempty"`
 	// Check only.
-	DryRun        *bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3,oneof" json:"dry_run,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	DryRun *bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3,oneof" json:"dry_run,omitempty"`
+	// Accepted, at most 10, and of no effect: there are no grants yet that a token
+	// could stand for.
+	GrantTokens []string `protobuf:"bytes,6,rep,name=grant_tokens,json=grantTokens,proto3" json:"grant_tokens,omitempty"`
+	// An enclave that the answer is encrypted for. Refused: not built.
+	Recipient *RecipientInfo `protobuf:"bytes,7,opt,name=recipient,proto3" json:"recipient,omitempty"`
+	// What a dry run leaves out. Refused: not built.
+	DryRunModifiers []DryRunModifierType `protobuf:"varint,8,rep,packed,name=dry_run_modifiers,json=dryRunModifiers,proto3,enum=keyhold.v1.DryRunModifierType" json:"dry_run_modifiers,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *DecryptRequest) Reset() {
@@ -253,6 +270,27 @@ func (x *DecryptRequest) GetDryRun() bool {
 	return false
 }
 
+func (x *DecryptRequest) GetGrantTokens() []string {
+	if x != nil {
+		return x.GrantTokens
+	}
+	return nil
+}
+
+func (x *DecryptRequest) GetRecipient() *RecipientInfo {
+	if x != nil {
+		return x.Recipient
+	}
+	return nil
+}
+
+func (x *DecryptRequest) GetDryRunModifiers() []DryRunModifierType {
+	if x != nil {
+		return x.DryRunModifiers
+	}
+	return nil
+}
+
 // DecryptResponse holds the plaintext.
 type DecryptResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -265,8 +303,10 @@ type DecryptResponse struct {
 	// The id of the key material that was used, 64 hexadecimal digits. Only for
 	// symmetric keys.
 	KeyMaterialId string `protobuf:"bytes,4,opt,name=key_material_id,json=keyMaterialId,proto3" json:"key_material_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// The answer encrypted for an enclave. Never present: recipient is not built.
+	CiphertextForRecipient []byte `protobuf:"bytes,5,opt,name=ciphertext_for_recipient,json=ciphertextForRecipient,proto3" json:"ciphertext_for_recipient,omitempty"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
 }
 
 func (x *DecryptResponse) Reset() {
@@ -327,6 +367,13 @@ func (x *DecryptResponse) GetKeyMaterialId() string {
 	return ""
 }
 
+func (x *DecryptResponse) GetCiphertextForRecipient() []byte {
+	if x != nil {
+		return x.CiphertextForRecipient
+	}
+	return nil
+}
+
 // ReEncryptRequest names two keys and two contexts.
 type ReEncryptRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -346,9 +393,14 @@ type ReEncryptRequest struct {
 	// Defaults to SYMMETRIC_DEFAULT.
 	DestinationEncryptionAlgorithm EncryptionAlgorithmSpec `protobuf:"varint,7,opt,name=destination_encryption_algorithm,json=destinationEncryptionAlgorithm,proto3,enum=keyhold.v1.EncryptionAlgorithmSpec" json:"destination_encryption_algorithm,omitempty"`
 	// Check only.
-	DryRun        *bool `protobuf:"varint,8,opt,name=dry_run,json=dryRun,proto3,oneof" json:"dry_run,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	DryRun *bool `protobuf:"varint,8,opt,name=dry_run,json=dryRun,proto3,oneof" json:"dry_run,omitempty"`
+	// Accepted, at most 10, and of no effect: there are no grants yet that a token
+	// could stand for.
+	GrantTokens []string `protobuf:"bytes,9,rep,name=grant_tokens,json=grantTokens,proto3" json:"grant_tokens,omitempty"`
+	// What a dry run leaves out. Refused: not built.
+	DryRunModifiers []DryRunModifierType `protobuf:"varint,10,rep,packed,name=dry_run_modifiers,json=dryRunModifiers,proto3,enum=keyhold.v1.DryRunModifierType" json:"dry_run_modifiers,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ReEncryptRequest) Reset() {
@@ -435,6 +487,20 @@ func (x *ReEncryptRequest) GetDryRun() bool {
 		return *x.DryRun
 	}
 	return false
+}
+
+func (x *ReEncryptRequest) GetGrantTokens() []string {
+	if x != nil {
+		return x.GrantTokens
+	}
+	return nil
+}
+
+func (x *ReEncryptRequest) GetDryRunModifiers() []DryRunModifierType {
+	if x != nil {
+		return x.DryRunModifiers
+	}
+	return nil
 }
 
 // ReEncryptResponse holds the new ciphertext.
@@ -551,7 +617,12 @@ type GenerateDataKeyRequest struct {
 	// The length by name. Either this or number_of_bytes, not both.
 	KeySpec DataKeySpec `protobuf:"varint,4,opt,name=key_spec,json=keySpec,proto3,enum=keyhold.v1.DataKeySpec" json:"key_spec,omitempty"`
 	// Check only.
-	DryRun        *bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3,oneof" json:"dry_run,omitempty"`
+	DryRun *bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3,oneof" json:"dry_run,omitempty"`
+	// Accepted, at most 10, and of no effect: there are no grants yet that a token
+	// could stand for.
+	GrantTokens []string `protobuf:"bytes,6,rep,name=grant_tokens,json=grantTokens,proto3" json:"grant_tokens,omitempty"`
+	// An enclave that the answer is encrypted for. Refused: not built.
+	Recipient     *RecipientInfo `protobuf:"bytes,7,opt,name=recipient,proto3" json:"recipient,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -621,6 +692,20 @@ func (x *GenerateDataKeyRequest) GetDryRun() bool {
 	return false
 }
 
+func (x *GenerateDataKeyRequest) GetGrantTokens() []string {
+	if x != nil {
+		return x.GrantTokens
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyRequest) GetRecipient() *RecipientInfo {
+	if x != nil {
+		return x.Recipient
+	}
+	return nil
+}
+
 // GenerateDataKeyResponse holds both copies of the data key.
 type GenerateDataKeyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -633,8 +718,10 @@ type GenerateDataKeyResponse struct {
 	// The id of the key material that was used, 64 hexadecimal digits. Only for
 	// symmetric keys.
 	KeyMaterialId string `protobuf:"bytes,4,opt,name=key_material_id,json=keyMaterialId,proto3" json:"key_material_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// The answer encrypted for an enclave. Never present: recipient is not built.
+	CiphertextForRecipient []byte `protobuf:"bytes,5,opt,name=ciphertext_for_recipient,json=ciphertextForRecipient,proto3" json:"ciphertext_for_recipient,omitempty"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
 }
 
 func (x *GenerateDataKeyResponse) Reset() {
@@ -695,6 +782,13 @@ func (x *GenerateDataKeyResponse) GetKeyMaterialId() string {
 	return ""
 }
 
+func (x *GenerateDataKeyResponse) GetCiphertextForRecipient() []byte {
+	if x != nil {
+		return x.CiphertextForRecipient
+	}
+	return nil
+}
+
 // GenerateDataKeyWithoutPlaintextRequest says what data key to make.
 type GenerateDataKeyWithoutPlaintextRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -709,7 +803,10 @@ type GenerateDataKeyWithoutPlaintextRequest struct {
 	// The length by name. Either this or number_of_bytes, not both.
 	KeySpec DataKeySpec `protobuf:"varint,4,opt,name=key_spec,json=keySpec,proto3,enum=keyhold.v1.DataKeySpec" json:"key_spec,omitempty"`
 	// Check only.
-	DryRun        *bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3,oneof" json:"dry_run,omitempty"`
+	DryRun *bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3,oneof" json:"dry_run,omitempty"`
+	// Accepted, at most 10, and of no effect: there are no grants yet that a token
+	// could stand for.
+	GrantTokens   []string `protobuf:"bytes,6,rep,name=grant_tokens,json=grantTokens,proto3" json:"grant_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -777,6 +874,13 @@ func (x *GenerateDataKeyWithoutPlaintextRequest) GetDryRun() bool {
 		return *x.DryRun
 	}
 	return false
+}
+
+func (x *GenerateDataKeyWithoutPlaintextRequest) GetGrantTokens() []string {
+	if x != nil {
+		return x.GrantTokens
+	}
+	return nil
 }
 
 // GenerateDataKeyWithoutPlaintextResponse holds the encrypted data key.
@@ -849,8 +953,12 @@ type GenerateRandomRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 to 1,024. Must be present.
 	NumberOfBytes *int32 `protobuf:"varint,1,opt,name=number_of_bytes,json=numberOfBytes,proto3,oneof" json:"number_of_bytes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// An enclave that the answer is encrypted for. Refused: not built.
+	Recipient *RecipientInfo `protobuf:"bytes,2,opt,name=recipient,proto3" json:"recipient,omitempty"`
+	// A key store whose generator is to be used. Refused: not built.
+	CustomKeyStoreId *string `protobuf:"bytes,3,opt,name=custom_key_store_id,json=customKeyStoreId,proto3,oneof" json:"custom_key_store_id,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *GenerateRandomRequest) Reset() {
@@ -890,13 +998,29 @@ func (x *GenerateRandomRequest) GetNumberOfBytes() int32 {
 	return 0
 }
 
+func (x *GenerateRandomRequest) GetRecipient() *RecipientInfo {
+	if x != nil {
+		return x.Recipient
+	}
+	return nil
+}
+
+func (x *GenerateRandomRequest) GetCustomKeyStoreId() string {
+	if x != nil && x.CustomKeyStoreId != nil {
+		return *x.CustomKeyStoreId
+	}
+	return ""
+}
+
 // GenerateRandomResponse holds the bytes.
 type GenerateRandomResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// From the token's generator.
-	Plaintext     []byte `protobuf:"bytes,1,opt,name=plaintext,proto3" json:"plaintext,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Plaintext []byte `protobuf:"bytes,1,opt,name=plaintext,proto3" json:"plaintext,omitempty"`
+	// The answer encrypted for an enclave. Never present: recipient is not built.
+	CiphertextForRecipient []byte `protobuf:"bytes,2,opt,name=ciphertext_for_recipient,json=ciphertextForRecipient,proto3" json:"ciphertext_for_recipient,omitempty"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
 }
 
 func (x *GenerateRandomResponse) Reset() {
@@ -936,737 +1060,11 @@ func (x *GenerateRandomResponse) GetPlaintext() []byte {
 	return nil
 }
 
-// SignRequest says what to sign.
-type SignRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The key: 1 to 2,048 characters.
-	KeyId string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	// 1 to 4,096 bytes: the message (RAW) or its digest (DIGEST).
-	Message []byte `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
-	// Defaults to RAW. With DIGEST the length must be the algorithm's.
-	// ED25519_SHA_512 takes RAW only, ED25519_PH_SHA_512 DIGEST only.
-	MessageType MessageType `protobuf:"varint,3,opt,name=message_type,json=messageType,proto3,enum=keyhold.v1.MessageType" json:"message_type,omitempty"`
-	// Required. Must suit the key.
-	SigningAlgorithm SigningAlgorithmSpec `protobuf:"varint,4,opt,name=signing_algorithm,json=signingAlgorithm,proto3,enum=keyhold.v1.SigningAlgorithmSpec" json:"signing_algorithm,omitempty"`
-	// Check only.
-	DryRun        *bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3,oneof" json:"dry_run,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SignRequest) Reset() {
-	*x = SignRequest{}
-	mi := &file_keyhold_v1_cryptography_proto_msgTypes[12]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SignRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SignRequest) ProtoMessage() {}
-
-func (x *SignRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyhold_v1_cryptography_proto_msgTypes[12]
+func (x *GenerateRandomResponse) GetCiphertextForRecipient() []byte {
 	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SignRequest.ProtoReflect.Descriptor instead.
-func (*SignRequest) Descriptor() ([]byte, []int) {
-	return file_keyhold_v1_cryptography_proto_rawDescGZIP(), []int{12}
-}
-
-func (x *SignRequest) GetKeyId() string {
-	if x != nil {
-		return x.KeyId
-	}
-	return ""
-}
-
-func (x *SignRequest) GetMessage() []byte {
-	if x != nil {
-		return x.Message
+		return x.CiphertextForRecipient
 	}
 	return nil
-}
-
-func (x *SignRequest) GetMessageType() MessageType {
-	if x != nil {
-		return x.MessageType
-	}
-	return MessageType_MESSAGE_TYPE_UNSPECIFIED
-}
-
-func (x *SignRequest) GetSigningAlgorithm() SigningAlgorithmSpec {
-	if x != nil {
-		return x.SigningAlgorithm
-	}
-	return SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_UNSPECIFIED
-}
-
-func (x *SignRequest) GetDryRun() bool {
-	if x != nil && x.DryRun != nil {
-		return *x.DryRun
-	}
-	return false
-}
-
-// SignResponse holds the signature.
-type SignResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The key's ARN.
-	KeyId string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	// As RFC 8017 for RSA, DER for ECDSA, 64 bytes for Ed25519.
-	Signature []byte `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
-	// What was used.
-	SigningAlgorithm SigningAlgorithmSpec `protobuf:"varint,3,opt,name=signing_algorithm,json=signingAlgorithm,proto3,enum=keyhold.v1.SigningAlgorithmSpec" json:"signing_algorithm,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
-}
-
-func (x *SignResponse) Reset() {
-	*x = SignResponse{}
-	mi := &file_keyhold_v1_cryptography_proto_msgTypes[13]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SignResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SignResponse) ProtoMessage() {}
-
-func (x *SignResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyhold_v1_cryptography_proto_msgTypes[13]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SignResponse.ProtoReflect.Descriptor instead.
-func (*SignResponse) Descriptor() ([]byte, []int) {
-	return file_keyhold_v1_cryptography_proto_rawDescGZIP(), []int{13}
-}
-
-func (x *SignResponse) GetKeyId() string {
-	if x != nil {
-		return x.KeyId
-	}
-	return ""
-}
-
-func (x *SignResponse) GetSignature() []byte {
-	if x != nil {
-		return x.Signature
-	}
-	return nil
-}
-
-func (x *SignResponse) GetSigningAlgorithm() SigningAlgorithmSpec {
-	if x != nil {
-		return x.SigningAlgorithm
-	}
-	return SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_UNSPECIFIED
-}
-
-// VerifyRequest says what to verify.
-type VerifyRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The key: 1 to 2,048 characters.
-	KeyId string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	// 1 to 4,096 bytes: the message (RAW) or its digest (DIGEST).
-	Message []byte `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
-	// Defaults to RAW. With DIGEST the length must be the algorithm's.
-	// ED25519_SHA_512 takes RAW only, ED25519_PH_SHA_512 DIGEST only.
-	MessageType MessageType `protobuf:"varint,3,opt,name=message_type,json=messageType,proto3,enum=keyhold.v1.MessageType" json:"message_type,omitempty"`
-	// 1 to 6,144 bytes.
-	Signature []byte `protobuf:"bytes,4,opt,name=signature,proto3" json:"signature,omitempty"`
-	// Required. Must suit the key.
-	SigningAlgorithm SigningAlgorithmSpec `protobuf:"varint,5,opt,name=signing_algorithm,json=signingAlgorithm,proto3,enum=keyhold.v1.SigningAlgorithmSpec" json:"signing_algorithm,omitempty"`
-	// Check only.
-	DryRun        *bool `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3,oneof" json:"dry_run,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *VerifyRequest) Reset() {
-	*x = VerifyRequest{}
-	mi := &file_keyhold_v1_cryptography_proto_msgTypes[14]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *VerifyRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*VerifyRequest) ProtoMessage() {}
-
-func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyhold_v1_cryptography_proto_msgTypes[14]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
-func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_keyhold_v1_cryptography_proto_rawDescGZIP(), []int{14}
-}
-
-func (x *VerifyRequest) GetKeyId() string {
-	if x != nil {
-		return x.KeyId
-	}
-	return ""
-}
-
-func (x *VerifyRequest) GetMessage() []byte {
-	if x != nil {
-		return x.Message
-	}
-	return nil
-}
-
-func (x *VerifyRequest) GetMessageType() MessageType {
-	if x != nil {
-		return x.MessageType
-	}
-	return MessageType_MESSAGE_TYPE_UNSPECIFIED
-}
-
-func (x *VerifyRequest) GetSignature() []byte {
-	if x != nil {
-		return x.Signature
-	}
-	return nil
-}
-
-func (x *VerifyRequest) GetSigningAlgorithm() SigningAlgorithmSpec {
-	if x != nil {
-		return x.SigningAlgorithm
-	}
-	return SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_UNSPECIFIED
-}
-
-func (x *VerifyRequest) GetDryRun() bool {
-	if x != nil && x.DryRun != nil {
-		return *x.DryRun
-	}
-	return false
-}
-
-// VerifyResponse says that the signature is valid. One that is not is an error, never
-// false.
-type VerifyResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The key's ARN.
-	KeyId string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	// Always true.
-	SignatureValid *bool `protobuf:"varint,2,opt,name=signature_valid,json=signatureValid,proto3,oneof" json:"signature_valid,omitempty"`
-	// What was used.
-	SigningAlgorithm SigningAlgorithmSpec `protobuf:"varint,3,opt,name=signing_algorithm,json=signingAlgorithm,proto3,enum=keyhold.v1.SigningAlgorithmSpec" json:"signing_algorithm,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
-}
-
-func (x *VerifyResponse) Reset() {
-	*x = VerifyResponse{}
-	mi := &file_keyhold_v1_cryptography_proto_msgTypes[15]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *VerifyResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*VerifyResponse) ProtoMessage() {}
-
-func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyhold_v1_cryptography_proto_msgTypes[15]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
-func (*VerifyResponse) Descriptor() ([]byte, []int) {
-	return file_keyhold_v1_cryptography_proto_rawDescGZIP(), []int{15}
-}
-
-func (x *VerifyResponse) GetKeyId() string {
-	if x != nil {
-		return x.KeyId
-	}
-	return ""
-}
-
-func (x *VerifyResponse) GetSignatureValid() bool {
-	if x != nil && x.SignatureValid != nil {
-		return *x.SignatureValid
-	}
-	return false
-}
-
-func (x *VerifyResponse) GetSigningAlgorithm() SigningAlgorithmSpec {
-	if x != nil {
-		return x.SigningAlgorithm
-	}
-	return SigningAlgorithmSpec_SIGNING_ALGORITHM_SPEC_UNSPECIFIED
-}
-
-// GetPublicKeyRequest names an asymmetric key.
-type GetPublicKeyRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The key: 1 to 2,048 characters.
-	KeyId         string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetPublicKeyRequest) Reset() {
-	*x = GetPublicKeyRequest{}
-	mi := &file_keyhold_v1_cryptography_proto_msgTypes[16]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetPublicKeyRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetPublicKeyRequest) ProtoMessage() {}
-
-func (x *GetPublicKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyhold_v1_cryptography_proto_msgTypes[16]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetPublicKeyRequest.ProtoReflect.Descriptor instead.
-func (*GetPublicKeyRequest) Descriptor() ([]byte, []int) {
-	return file_keyhold_v1_cryptography_proto_rawDescGZIP(), []int{16}
-}
-
-func (x *GetPublicKeyRequest) GetKeyId() string {
-	if x != nil {
-		return x.KeyId
-	}
-	return ""
-}
-
-// GetPublicKeyResponse holds the public key.
-type GetPublicKeyResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The key's ARN.
-	KeyId string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	// DER of SubjectPublicKeyInfo (RFC 5280, 4.1.2.7).
-	PublicKey []byte `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
-	// The type of the key pair.
-	KeySpec KeySpec `protobuf:"varint,3,opt,name=key_spec,json=keySpec,proto3,enum=keyhold.v1.KeySpec" json:"key_spec,omitempty"`
-	// What the key is for.
-	KeyUsage KeyUsageType `protobuf:"varint,4,opt,name=key_usage,json=keyUsage,proto3,enum=keyhold.v1.KeyUsageType" json:"key_usage,omitempty"`
-	// What Encrypt and Decrypt accept with it. Empty for other usages.
-	EncryptionAlgorithms []EncryptionAlgorithmSpec `protobuf:"varint,5,rep,packed,name=encryption_algorithms,json=encryptionAlgorithms,proto3,enum=keyhold.v1.EncryptionAlgorithmSpec" json:"encryption_algorithms,omitempty"`
-	// What Sign and Verify accept with it. Empty for other usages.
-	SigningAlgorithms []SigningAlgorithmSpec `protobuf:"varint,6,rep,packed,name=signing_algorithms,json=signingAlgorithms,proto3,enum=keyhold.v1.SigningAlgorithmSpec" json:"signing_algorithms,omitempty"`
-	// What key agreement accepts with it. Empty for other usages.
-	KeyAgreementAlgorithms []KeyAgreementAlgorithmSpec `protobuf:"varint,7,rep,packed,name=key_agreement_algorithms,json=keyAgreementAlgorithms,proto3,enum=keyhold.v1.KeyAgreementAlgorithmSpec" json:"key_agreement_algorithms,omitempty"`
-	unknownFields          protoimpl.UnknownFields
-	sizeCache              protoimpl.SizeCache
-}
-
-func (x *GetPublicKeyResponse) Reset() {
-	*x = GetPublicKeyResponse{}
-	mi := &file_keyhold_v1_cryptography_proto_msgTypes[17]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetPublicKeyResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetPublicKeyResponse) ProtoMessage() {}
-
-func (x *GetPublicKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyhold_v1_cryptography_proto_msgTypes[17]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetPublicKeyResponse.ProtoReflect.Descriptor instead.
-func (*GetPublicKeyResponse) Descriptor() ([]byte, []int) {
-	return file_keyhold_v1_cryptography_proto_rawDescGZIP(), []int{17}
-}
-
-func (x *GetPublicKeyResponse) GetKeyId() string {
-	if x != nil {
-		return x.KeyId
-	}
-	return ""
-}
-
-func (x *GetPublicKeyResponse) GetPublicKey() []byte {
-	if x != nil {
-		return x.PublicKey
-	}
-	return nil
-}
-
-func (x *GetPublicKeyResponse) GetKeySpec() KeySpec {
-	if x != nil {
-		return x.KeySpec
-	}
-	return KeySpec_KEY_SPEC_UNSPECIFIED
-}
-
-func (x *GetPublicKeyResponse) GetKeyUsage() KeyUsageType {
-	if x != nil {
-		return x.KeyUsage
-	}
-	return KeyUsageType_KEY_USAGE_TYPE_UNSPECIFIED
-}
-
-func (x *GetPublicKeyResponse) GetEncryptionAlgorithms() []EncryptionAlgorithmSpec {
-	if x != nil {
-		return x.EncryptionAlgorithms
-	}
-	return nil
-}
-
-func (x *GetPublicKeyResponse) GetSigningAlgorithms() []SigningAlgorithmSpec {
-	if x != nil {
-		return x.SigningAlgorithms
-	}
-	return nil
-}
-
-func (x *GetPublicKeyResponse) GetKeyAgreementAlgorithms() []KeyAgreementAlgorithmSpec {
-	if x != nil {
-		return x.KeyAgreementAlgorithms
-	}
-	return nil
-}
-
-// GenerateMacRequest says what to authenticate.
-type GenerateMacRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// 1 to 4,096 bytes.
-	Message []byte `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
-	// The key: 1 to 2,048 characters.
-	KeyId string `protobuf:"bytes,2,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	// Required. Must be the key's: HMAC_SHA_256 for HMAC_256, and so on.
-	MacAlgorithm MacAlgorithmSpec `protobuf:"varint,3,opt,name=mac_algorithm,json=macAlgorithm,proto3,enum=keyhold.v1.MacAlgorithmSpec" json:"mac_algorithm,omitempty"`
-	// Check only.
-	DryRun        *bool `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3,oneof" json:"dry_run,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GenerateMacRequest) Reset() {
-	*x = GenerateMacRequest{}
-	mi := &file_keyhold_v1_cryptography_proto_msgTypes[18]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GenerateMacRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GenerateMacRequest) ProtoMessage() {}
-
-func (x *GenerateMacRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyhold_v1_cryptography_proto_msgTypes[18]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GenerateMacRequest.ProtoReflect.Descriptor instead.
-func (*GenerateMacRequest) Descriptor() ([]byte, []int) {
-	return file_keyhold_v1_cryptography_proto_rawDescGZIP(), []int{18}
-}
-
-func (x *GenerateMacRequest) GetMessage() []byte {
-	if x != nil {
-		return x.Message
-	}
-	return nil
-}
-
-func (x *GenerateMacRequest) GetKeyId() string {
-	if x != nil {
-		return x.KeyId
-	}
-	return ""
-}
-
-func (x *GenerateMacRequest) GetMacAlgorithm() MacAlgorithmSpec {
-	if x != nil {
-		return x.MacAlgorithm
-	}
-	return MacAlgorithmSpec_MAC_ALGORITHM_SPEC_UNSPECIFIED
-}
-
-func (x *GenerateMacRequest) GetDryRun() bool {
-	if x != nil && x.DryRun != nil {
-		return *x.DryRun
-	}
-	return false
-}
-
-// GenerateMacResponse holds the MAC.
-type GenerateMacResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// 28, 32, 48 or 64 bytes; never truncated.
-	Mac []byte `protobuf:"bytes,1,opt,name=mac,proto3" json:"mac,omitempty"`
-	// What was used.
-	MacAlgorithm MacAlgorithmSpec `protobuf:"varint,2,opt,name=mac_algorithm,json=macAlgorithm,proto3,enum=keyhold.v1.MacAlgorithmSpec" json:"mac_algorithm,omitempty"`
-	// The key's ARN.
-	KeyId         string `protobuf:"bytes,3,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GenerateMacResponse) Reset() {
-	*x = GenerateMacResponse{}
-	mi := &file_keyhold_v1_cryptography_proto_msgTypes[19]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GenerateMacResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GenerateMacResponse) ProtoMessage() {}
-
-func (x *GenerateMacResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyhold_v1_cryptography_proto_msgTypes[19]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GenerateMacResponse.ProtoReflect.Descriptor instead.
-func (*GenerateMacResponse) Descriptor() ([]byte, []int) {
-	return file_keyhold_v1_cryptography_proto_rawDescGZIP(), []int{19}
-}
-
-func (x *GenerateMacResponse) GetMac() []byte {
-	if x != nil {
-		return x.Mac
-	}
-	return nil
-}
-
-func (x *GenerateMacResponse) GetMacAlgorithm() MacAlgorithmSpec {
-	if x != nil {
-		return x.MacAlgorithm
-	}
-	return MacAlgorithmSpec_MAC_ALGORITHM_SPEC_UNSPECIFIED
-}
-
-func (x *GenerateMacResponse) GetKeyId() string {
-	if x != nil {
-		return x.KeyId
-	}
-	return ""
-}
-
-// VerifyMacRequest says what to check.
-type VerifyMacRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// 1 to 4,096 bytes.
-	Message []byte `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
-	// The key: 1 to 2,048 characters.
-	KeyId string `protobuf:"bytes,2,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	// Required. Must be the key's: HMAC_SHA_256 for HMAC_256, and so on.
-	MacAlgorithm MacAlgorithmSpec `protobuf:"varint,3,opt,name=mac_algorithm,json=macAlgorithm,proto3,enum=keyhold.v1.MacAlgorithmSpec" json:"mac_algorithm,omitempty"`
-	// 1 to 6,144 bytes. A truncated MAC does not verify.
-	Mac []byte `protobuf:"bytes,4,opt,name=mac,proto3" json:"mac,omitempty"`
-	// Check only.
-	DryRun        *bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3,oneof" json:"dry_run,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *VerifyMacRequest) Reset() {
-	*x = VerifyMacRequest{}
-	mi := &file_keyhold_v1_cryptography_proto_msgTypes[20]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *VerifyMacRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*VerifyMacRequest) ProtoMessage() {}
-
-func (x *VerifyMacRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyhold_v1_cryptography_proto_msgTypes[20]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use VerifyMacRequest.ProtoReflect.Descriptor instead.
-func (*VerifyMacRequest) Descriptor() ([]byte, []int) {
-	return file_keyhold_v1_cryptography_proto_rawDescGZIP(), []int{20}
-}
-
-func (x *VerifyMacRequest) GetMessage() []byte {
-	if x != nil {
-		return x.Message
-	}
-	return nil
-}
-
-func (x *VerifyMacRequest) GetKeyId() string {
-	if x != nil {
-		return x.KeyId
-	}
-	return ""
-}
-
-func (x *VerifyMacRequest) GetMacAlgorithm() MacAlgorithmSpec {
-	if x != nil {
-		return x.MacAlgorithm
-	}
-	return MacAlgorithmSpec_MAC_ALGORITHM_SPEC_UNSPECIFIED
-}
-
-func (x *VerifyMacRequest) GetMac() []byte {
-	if x != nil {
-		return x.Mac
-	}
-	return nil
-}
-
-func (x *VerifyMacRequest) GetDryRun() bool {
-	if x != nil && x.DryRun != nil {
-		return *x.DryRun
-	}
-	return false
-}
-
-// VerifyMacResponse says that the MAC is valid. One that is not is an error, never false.
-type VerifyMacResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The key's ARN.
-	KeyId string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	// Always true.
-	MacValid *bool `protobuf:"varint,2,opt,name=mac_valid,json=macValid,proto3,oneof" json:"mac_valid,omitempty"`
-	// What was used.
-	MacAlgorithm  MacAlgorithmSpec `protobuf:"varint,3,opt,name=mac_algorithm,json=macAlgorithm,proto3,enum=keyhold.v1.MacAlgorithmSpec" json:"mac_algorithm,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *VerifyMacResponse) Reset() {
-	*x = VerifyMacResponse{}
-	mi := &file_keyhold_v1_cryptography_proto_msgTypes[21]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *VerifyMacResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*VerifyMacResponse) ProtoMessage() {}
-
-func (x *VerifyMacResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyhold_v1_cryptography_proto_msgTypes[21]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use VerifyMacResponse.ProtoReflect.Descriptor instead.
-func (*VerifyMacResponse) Descriptor() ([]byte, []int) {
-	return file_keyhold_v1_cryptography_proto_rawDescGZIP(), []int{21}
-}
-
-func (x *VerifyMacResponse) GetKeyId() string {
-	if x != nil {
-		return x.KeyId
-	}
-	return ""
-}
-
-func (x *VerifyMacResponse) GetMacValid() bool {
-	if x != nil && x.MacValid != nil {
-		return *x.MacValid
-	}
-	return false
-}
-
-func (x *VerifyMacResponse) GetMacAlgorithm() MacAlgorithmSpec {
-	if x != nil {
-		return x.MacAlgorithm
-	}
-	return MacAlgorithmSpec_MAC_ALGORITHM_SPEC_UNSPECIFIED
 }
 
 var File_keyhold_v1_cryptography_proto protoreflect.FileDescriptor
@@ -1674,14 +1072,16 @@ var File_keyhold_v1_cryptography_proto protoreflect.FileDescriptor
 const file_keyhold_v1_cryptography_proto_rawDesc = "" +
 	"\n" +
 	"\x1dkeyhold/v1/cryptography.proto\x12\n" +
-	"keyhold.v1\x1a\x1bbuf/validate/validate.proto\x1a\x16keyhold/v1/types.proto\"\x94\x03\n" +
+	"keyhold.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18keyhold/v1/options.proto\x1a\x1bkeyhold/v1/recipients.proto\x1a\x16keyhold/v1/types.proto\"\xca\x03\n" +
 	"\x0eEncryptRequest\x12!\n" +
 	"\x06key_id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x10R\x05keyId\x12+\n" +
 	"\tplaintext\x18\x02 \x01(\fB\r\xbaH\az\x05\x10\x01\x18\x80 \x80\x01\x01R\tplaintext\x12`\n" +
 	"\x12encryption_context\x18\x03 \x03(\v21.keyhold.v1.EncryptRequest.EncryptionContextEntryR\x11encryptionContext\x12`\n" +
 	"\x14encryption_algorithm\x18\x04 \x01(\x0e2#.keyhold.v1.EncryptionAlgorithmSpecB\b\xbaH\x05\x82\x01\x02\x10\x01R\x13encryptionAlgorithm\x12\x1c\n" +
-	"\adry_run\x18\x05 \x01(\bH\x00R\x06dryRun\x88\x01\x01\x1aD\n" +
+	"\adry_run\x18\x05 \x01(\bH\x00R\x06dryRun\x88\x01\x01\x124\n" +
+	"\fgrant_tokens\x18\x06 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\n" +
+	"\"\ar\x05\x10\x01\x18\x80@R\vgrantTokens\x1aD\n" +
 	"\x16EncryptionContextEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\n" +
@@ -1690,7 +1090,7 @@ const file_keyhold_v1_cryptography_proto_rawDesc = "" +
 	"\x0fEncryptResponse\x12'\n" +
 	"\x0fciphertext_blob\x18\x01 \x01(\fR\x0eciphertextBlob\x12\x15\n" +
 	"\x06key_id\x18\x02 \x01(\tR\x05keyId\x12V\n" +
-	"\x14encryption_algorithm\x18\x03 \x01(\x0e2#.keyhold.v1.EncryptionAlgorithmSpecR\x13encryptionAlgorithm\"\xac\x03\n" +
+	"\x14encryption_algorithm\x18\x03 \x01(\x0e2#.keyhold.v1.EncryptionAlgorithmSpecR\x13encryptionAlgorithm\"\x82\x05\n" +
 	"\x0eDecryptRequest\x123\n" +
 	"\x0fciphertext_blob\x18\x01 \x01(\fB\n" +
 	"\xbaH\az\x05\x10\x01\x18\x800R\x0eciphertextBlob\x12`\n" +
@@ -1698,18 +1098,23 @@ const file_keyhold_v1_cryptography_proto_rawDesc = "" +
 	"\x06key_id\x18\x03 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x10H\x00R\x05keyId\x88\x01\x01\x12`\n" +
 	"\x14encryption_algorithm\x18\x04 \x01(\x0e2#.keyhold.v1.EncryptionAlgorithmSpecB\b\xbaH\x05\x82\x01\x02\x10\x01R\x13encryptionAlgorithm\x12\x1c\n" +
-	"\adry_run\x18\x05 \x01(\bH\x01R\x06dryRun\x88\x01\x01\x1aD\n" +
+	"\adry_run\x18\x05 \x01(\bH\x01R\x06dryRun\x88\x01\x01\x124\n" +
+	"\fgrant_tokens\x18\x06 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\n" +
+	"\"\ar\x05\x10\x01\x18\x80@R\vgrantTokens\x12=\n" +
+	"\trecipient\x18\a \x01(\v2\x19.keyhold.v1.RecipientInfoB\x04\xa8\xbb\x18\x01R\trecipient\x12_\n" +
+	"\x11dry_run_modifiers\x18\b \x03(\x0e2\x1e.keyhold.v1.DryRunModifierTypeB\x13\xbaH\f\x92\x01\t\x10\x01\"\x05\x82\x01\x02\x10\x01\xa8\xbb\x18\x01R\x0fdryRunModifiers\x1aD\n" +
 	"\x16EncryptionContextEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\t\n" +
 	"\a_key_idB\n" +
 	"\n" +
-	"\b_dry_run\"\xcb\x01\n" +
+	"\b_dry_run\"\x85\x02\n" +
 	"\x0fDecryptResponse\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12!\n" +
 	"\tplaintext\x18\x02 \x01(\fB\x03\x80\x01\x01R\tplaintext\x12V\n" +
 	"\x14encryption_algorithm\x18\x03 \x01(\x0e2#.keyhold.v1.EncryptionAlgorithmSpecR\x13encryptionAlgorithm\x12&\n" +
-	"\x0fkey_material_id\x18\x04 \x01(\tR\rkeyMaterialId\"\xf5\x06\n" +
+	"\x0fkey_material_id\x18\x04 \x01(\tR\rkeyMaterialId\x128\n" +
+	"\x18ciphertext_for_recipient\x18\x05 \x01(\fR\x16ciphertextForRecipient\"\x8c\b\n" +
 	"\x10ReEncryptRequest\x123\n" +
 	"\x0fciphertext_blob\x18\x01 \x01(\fB\n" +
 	"\xbaH\az\x05\x10\x01\x18\x800R\x0eciphertextBlob\x12u\n" +
@@ -1721,7 +1126,11 @@ const file_keyhold_v1_cryptography_proto_rawDesc = "" +
 	"\x1edestination_encryption_context\x18\x05 \x03(\v2>.keyhold.v1.ReEncryptRequest.DestinationEncryptionContextEntryR\x1cdestinationEncryptionContext\x12m\n" +
 	"\x1bsource_encryption_algorithm\x18\x06 \x01(\x0e2#.keyhold.v1.EncryptionAlgorithmSpecB\b\xbaH\x05\x82\x01\x02\x10\x01R\x19sourceEncryptionAlgorithm\x12w\n" +
 	" destination_encryption_algorithm\x18\a \x01(\x0e2#.keyhold.v1.EncryptionAlgorithmSpecB\b\xbaH\x05\x82\x01\x02\x10\x01R\x1edestinationEncryptionAlgorithm\x12\x1c\n" +
-	"\adry_run\x18\b \x01(\bH\x01R\x06dryRun\x88\x01\x01\x1aJ\n" +
+	"\adry_run\x18\b \x01(\bH\x01R\x06dryRun\x88\x01\x01\x124\n" +
+	"\fgrant_tokens\x18\t \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\n" +
+	"\"\ar\x05\x10\x01\x18\x80@R\vgrantTokens\x12_\n" +
+	"\x11dry_run_modifiers\x18\n" +
+	" \x03(\x0e2\x1e.keyhold.v1.DryRunModifierTypeB\x13\xbaH\f\x92\x01\t\x10\x01\"\x05\x82\x01\x02\x10\x01\xa8\xbb\x18\x01R\x0fdryRunModifiers\x1aJ\n" +
 	"\x1cSourceEncryptionContextEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aO\n" +
@@ -1738,7 +1147,7 @@ const file_keyhold_v1_cryptography_proto_rawDesc = "" +
 	"\x1bsource_encryption_algorithm\x18\x04 \x01(\x0e2#.keyhold.v1.EncryptionAlgorithmSpecR\x19sourceEncryptionAlgorithm\x12m\n" +
 	" destination_encryption_algorithm\x18\x05 \x01(\x0e2#.keyhold.v1.EncryptionAlgorithmSpecR\x1edestinationEncryptionAlgorithm\x123\n" +
 	"\x16source_key_material_id\x18\x06 \x01(\tR\x13sourceKeyMaterialId\x12=\n" +
-	"\x1bdestination_key_material_id\x18\a \x01(\tR\x18destinationKeyMaterialId\"\xa0\x03\n" +
+	"\x1bdestination_key_material_id\x18\a \x01(\tR\x18destinationKeyMaterialId\"\x95\x04\n" +
 	"\x16GenerateDataKeyRequest\x12!\n" +
 	"\x06key_id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x10R\x05keyId\x12h\n" +
@@ -1746,18 +1155,22 @@ const file_keyhold_v1_cryptography_proto_rawDesc = "" +
 	"\x0fnumber_of_bytes\x18\x03 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\x80\b(\x01H\x00R\rnumberOfBytes\x88\x01\x01\x12<\n" +
 	"\bkey_spec\x18\x04 \x01(\x0e2\x17.keyhold.v1.DataKeySpecB\b\xbaH\x05\x82\x01\x02\x10\x01R\akeySpec\x12\x1c\n" +
-	"\adry_run\x18\x05 \x01(\bH\x01R\x06dryRun\x88\x01\x01\x1aD\n" +
+	"\adry_run\x18\x05 \x01(\bH\x01R\x06dryRun\x88\x01\x01\x124\n" +
+	"\fgrant_tokens\x18\x06 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\n" +
+	"\"\ar\x05\x10\x01\x18\x80@R\vgrantTokens\x12=\n" +
+	"\trecipient\x18\a \x01(\v2\x19.keyhold.v1.RecipientInfoB\x04\xa8\xbb\x18\x01R\trecipient\x1aD\n" +
 	"\x16EncryptionContextEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x12\n" +
 	"\x10_number_of_bytesB\n" +
 	"\n" +
-	"\b_dry_run\"\xa4\x01\n" +
+	"\b_dry_run\"\xde\x01\n" +
 	"\x17GenerateDataKeyResponse\x12'\n" +
 	"\x0fciphertext_blob\x18\x01 \x01(\fR\x0eciphertextBlob\x12!\n" +
 	"\tplaintext\x18\x02 \x01(\fB\x03\x80\x01\x01R\tplaintext\x12\x15\n" +
 	"\x06key_id\x18\x03 \x01(\tR\x05keyId\x12&\n" +
-	"\x0fkey_material_id\x18\x04 \x01(\tR\rkeyMaterialId\"\xc0\x03\n" +
+	"\x0fkey_material_id\x18\x04 \x01(\tR\rkeyMaterialId\x128\n" +
+	"\x18ciphertext_for_recipient\x18\x05 \x01(\fR\x16ciphertextForRecipient\"\xf6\x03\n" +
 	"&GenerateDataKeyWithoutPlaintextRequest\x12!\n" +
 	"\x06key_id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x10R\x05keyId\x12x\n" +
@@ -1765,7 +1178,9 @@ const file_keyhold_v1_cryptography_proto_rawDesc = "" +
 	"\x0fnumber_of_bytes\x18\x03 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\x80\b(\x01H\x00R\rnumberOfBytes\x88\x01\x01\x12<\n" +
 	"\bkey_spec\x18\x04 \x01(\x0e2\x17.keyhold.v1.DataKeySpecB\b\xbaH\x05\x82\x01\x02\x10\x01R\akeySpec\x12\x1c\n" +
-	"\adry_run\x18\x05 \x01(\bH\x01R\x06dryRun\x88\x01\x01\x1aD\n" +
+	"\adry_run\x18\x05 \x01(\bH\x01R\x06dryRun\x88\x01\x01\x124\n" +
+	"\fgrant_tokens\x18\x06 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\n" +
+	"\"\ar\x05\x10\x01\x18\x80@R\vgrantTokens\x1aD\n" +
 	"\x16EncryptionContextEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x12\n" +
@@ -1775,81 +1190,17 @@ const file_keyhold_v1_cryptography_proto_rawDesc = "" +
 	"'GenerateDataKeyWithoutPlaintextResponse\x12'\n" +
 	"\x0fciphertext_blob\x18\x01 \x01(\fR\x0eciphertextBlob\x12\x15\n" +
 	"\x06key_id\x18\x02 \x01(\tR\x05keyId\x12&\n" +
-	"\x0fkey_material_id\x18\x03 \x01(\tR\rkeyMaterialId\"g\n" +
+	"\x0fkey_material_id\x18\x03 \x01(\tR\rkeyMaterialId\"\x81\x02\n" +
 	"\x15GenerateRandomRequest\x12:\n" +
 	"\x0fnumber_of_bytes\x18\x01 \x01(\x05B\r\xbaH\n" +
-	"\xc8\x01\x01\x1a\x05\x18\x80\b(\x01H\x00R\rnumberOfBytes\x88\x01\x01B\x12\n" +
-	"\x10_number_of_bytes\";\n" +
+	"\xc8\x01\x01\x1a\x05\x18\x80\b(\x01H\x00R\rnumberOfBytes\x88\x01\x01\x12=\n" +
+	"\trecipient\x18\x02 \x01(\v2\x19.keyhold.v1.RecipientInfoB\x04\xa8\xbb\x18\x01R\trecipient\x12A\n" +
+	"\x13custom_key_store_id\x18\x03 \x01(\tB\r\xbaH\x06r\x04\x10\x01\x18@\xa8\xbb\x18\x01H\x01R\x10customKeyStoreId\x88\x01\x01B\x12\n" +
+	"\x10_number_of_bytesB\x16\n" +
+	"\x14_custom_key_store_id\"u\n" +
 	"\x16GenerateRandomResponse\x12!\n" +
-	"\tplaintext\x18\x01 \x01(\fB\x03\x80\x01\x01R\tplaintext\"\xa5\x02\n" +
-	"\vSignRequest\x12!\n" +
-	"\x06key_id\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x10R\x05keyId\x12'\n" +
-	"\amessage\x18\x02 \x01(\fB\r\xbaH\az\x05\x10\x01\x18\x80 \x80\x01\x01R\amessage\x12D\n" +
-	"\fmessage_type\x18\x03 \x01(\x0e2\x17.keyhold.v1.MessageTypeB\b\xbaH\x05\x82\x01\x02\x10\x01R\vmessageType\x12Z\n" +
-	"\x11signing_algorithm\x18\x04 \x01(\x0e2 .keyhold.v1.SigningAlgorithmSpecB\v\xbaH\b\xc8\x01\x01\x82\x01\x02\x10\x01R\x10signingAlgorithm\x12\x1c\n" +
-	"\adry_run\x18\x05 \x01(\bH\x00R\x06dryRun\x88\x01\x01B\n" +
-	"\n" +
-	"\b_dry_run\"\x92\x01\n" +
-	"\fSignResponse\x12\x15\n" +
-	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1c\n" +
-	"\tsignature\x18\x02 \x01(\fR\tsignature\x12M\n" +
-	"\x11signing_algorithm\x18\x03 \x01(\x0e2 .keyhold.v1.SigningAlgorithmSpecR\x10signingAlgorithm\"\xd1\x02\n" +
-	"\rVerifyRequest\x12!\n" +
-	"\x06key_id\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x10R\x05keyId\x12'\n" +
-	"\amessage\x18\x02 \x01(\fB\r\xbaH\az\x05\x10\x01\x18\x80 \x80\x01\x01R\amessage\x12D\n" +
-	"\fmessage_type\x18\x03 \x01(\x0e2\x17.keyhold.v1.MessageTypeB\b\xbaH\x05\x82\x01\x02\x10\x01R\vmessageType\x12(\n" +
-	"\tsignature\x18\x04 \x01(\fB\n" +
-	"\xbaH\az\x05\x10\x01\x18\x800R\tsignature\x12Z\n" +
-	"\x11signing_algorithm\x18\x05 \x01(\x0e2 .keyhold.v1.SigningAlgorithmSpecB\v\xbaH\b\xc8\x01\x01\x82\x01\x02\x10\x01R\x10signingAlgorithm\x12\x1c\n" +
-	"\adry_run\x18\x06 \x01(\bH\x00R\x06dryRun\x88\x01\x01B\n" +
-	"\n" +
-	"\b_dry_run\"\xb8\x01\n" +
-	"\x0eVerifyResponse\x12\x15\n" +
-	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12,\n" +
-	"\x0fsignature_valid\x18\x02 \x01(\bH\x00R\x0esignatureValid\x88\x01\x01\x12M\n" +
-	"\x11signing_algorithm\x18\x03 \x01(\x0e2 .keyhold.v1.SigningAlgorithmSpecR\x10signingAlgorithmB\x12\n" +
-	"\x10_signature_valid\"8\n" +
-	"\x13GetPublicKeyRequest\x12!\n" +
-	"\x06key_id\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x10R\x05keyId\"\xbf\x03\n" +
-	"\x14GetPublicKeyResponse\x12\x15\n" +
-	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1d\n" +
-	"\n" +
-	"public_key\x18\x02 \x01(\fR\tpublicKey\x12.\n" +
-	"\bkey_spec\x18\x03 \x01(\x0e2\x13.keyhold.v1.KeySpecR\akeySpec\x125\n" +
-	"\tkey_usage\x18\x04 \x01(\x0e2\x18.keyhold.v1.KeyUsageTypeR\bkeyUsage\x12X\n" +
-	"\x15encryption_algorithms\x18\x05 \x03(\x0e2#.keyhold.v1.EncryptionAlgorithmSpecR\x14encryptionAlgorithms\x12O\n" +
-	"\x12signing_algorithms\x18\x06 \x03(\x0e2 .keyhold.v1.SigningAlgorithmSpecR\x11signingAlgorithms\x12_\n" +
-	"\x18key_agreement_algorithms\x18\a \x03(\x0e2%.keyhold.v1.KeyAgreementAlgorithmSpecR\x16keyAgreementAlgorithms\"\xda\x01\n" +
-	"\x12GenerateMacRequest\x12'\n" +
-	"\amessage\x18\x01 \x01(\fB\r\xbaH\az\x05\x10\x01\x18\x80 \x80\x01\x01R\amessage\x12!\n" +
-	"\x06key_id\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x10R\x05keyId\x12N\n" +
-	"\rmac_algorithm\x18\x03 \x01(\x0e2\x1c.keyhold.v1.MacAlgorithmSpecB\v\xbaH\b\xc8\x01\x01\x82\x01\x02\x10\x01R\fmacAlgorithm\x12\x1c\n" +
-	"\adry_run\x18\x04 \x01(\bH\x00R\x06dryRun\x88\x01\x01B\n" +
-	"\n" +
-	"\b_dry_run\"\x86\x01\n" +
-	"\x13GenerateMacResponse\x12\x15\n" +
-	"\x03mac\x18\x01 \x01(\fB\x03\x80\x01\x01R\x03mac\x12A\n" +
-	"\rmac_algorithm\x18\x02 \x01(\x0e2\x1c.keyhold.v1.MacAlgorithmSpecR\fmacAlgorithm\x12\x15\n" +
-	"\x06key_id\x18\x03 \x01(\tR\x05keyId\"\xf9\x01\n" +
-	"\x10VerifyMacRequest\x12'\n" +
-	"\amessage\x18\x01 \x01(\fB\r\xbaH\az\x05\x10\x01\x18\x80 \x80\x01\x01R\amessage\x12!\n" +
-	"\x06key_id\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x10R\x05keyId\x12N\n" +
-	"\rmac_algorithm\x18\x03 \x01(\x0e2\x1c.keyhold.v1.MacAlgorithmSpecB\v\xbaH\b\xc8\x01\x01\x82\x01\x02\x10\x01R\fmacAlgorithm\x12\x1f\n" +
-	"\x03mac\x18\x04 \x01(\fB\r\xbaH\az\x05\x10\x01\x18\x800\x80\x01\x01R\x03mac\x12\x1c\n" +
-	"\adry_run\x18\x05 \x01(\bH\x00R\x06dryRun\x88\x01\x01B\n" +
-	"\n" +
-	"\b_dry_run\"\x9d\x01\n" +
-	"\x11VerifyMacResponse\x12\x15\n" +
-	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12 \n" +
-	"\tmac_valid\x18\x02 \x01(\bH\x00R\bmacValid\x88\x01\x01\x12A\n" +
-	"\rmac_algorithm\x18\x03 \x01(\x0e2\x1c.keyhold.v1.MacAlgorithmSpecR\fmacAlgorithmB\f\n" +
-	"\n" +
-	"_mac_validB7Z5github.com/keyhold/keyhold/proto/keyhold/v1;keyholdv1b\x06proto3"
+	"\tplaintext\x18\x01 \x01(\fB\x03\x80\x01\x01R\tplaintext\x128\n" +
+	"\x18ciphertext_for_recipient\x18\x02 \x01(\fR\x16ciphertextForRecipientB7Z5github.com/keyhold/keyhold/proto/keyhold/v1;keyholdv1b\x06proto3"
 
 var (
 	file_keyhold_v1_cryptography_proto_rawDescOnce sync.Once
@@ -1863,7 +1214,7 @@ func file_keyhold_v1_cryptography_proto_rawDescGZIP() []byte {
 	return file_keyhold_v1_cryptography_proto_rawDescData
 }
 
-var file_keyhold_v1_cryptography_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_keyhold_v1_cryptography_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_keyhold_v1_cryptography_proto_goTypes = []any{
 	(*EncryptRequest)(nil),                          // 0: keyhold.v1.EncryptRequest
 	(*EncryptResponse)(nil),                         // 1: keyhold.v1.EncryptResponse
@@ -1877,68 +1228,44 @@ var file_keyhold_v1_cryptography_proto_goTypes = []any{
 	(*GenerateDataKeyWithoutPlaintextResponse)(nil), // 9: keyhold.v1.GenerateDataKeyWithoutPlaintextResponse
 	(*GenerateRandomRequest)(nil),                   // 10: keyhold.v1.GenerateRandomRequest
 	(*GenerateRandomResponse)(nil),                  // 11: keyhold.v1.GenerateRandomResponse
-	(*SignRequest)(nil),                             // 12: keyhold.v1.SignRequest
-	(*SignResponse)(nil),                            // 13: keyhold.v1.SignResponse
-	(*VerifyRequest)(nil),                           // 14: keyhold.v1.VerifyRequest
-	(*VerifyResponse)(nil),                          // 15: keyhold.v1.VerifyResponse
-	(*GetPublicKeyRequest)(nil),                     // 16: keyhold.v1.GetPublicKeyRequest
-	(*GetPublicKeyResponse)(nil),                    // 17: keyhold.v1.GetPublicKeyResponse
-	(*GenerateMacRequest)(nil),                      // 18: keyhold.v1.GenerateMacRequest
-	(*GenerateMacResponse)(nil),                     // 19: keyhold.v1.GenerateMacResponse
-	(*VerifyMacRequest)(nil),                        // 20: keyhold.v1.VerifyMacRequest
-	(*VerifyMacResponse)(nil),                       // 21: keyhold.v1.VerifyMacResponse
-	nil,                                             // 22: keyhold.v1.EncryptRequest.EncryptionContextEntry
-	nil,                                             // 23: keyhold.v1.DecryptRequest.EncryptionContextEntry
-	nil,                                             // 24: keyhold.v1.ReEncryptRequest.SourceEncryptionContextEntry
-	nil,                                             // 25: keyhold.v1.ReEncryptRequest.DestinationEncryptionContextEntry
-	nil,                                             // 26: keyhold.v1.GenerateDataKeyRequest.EncryptionContextEntry
-	nil,                                             // 27: keyhold.v1.GenerateDataKeyWithoutPlaintextRequest.EncryptionContextEntry
-	(EncryptionAlgorithmSpec)(0),                    // 28: keyhold.v1.EncryptionAlgorithmSpec
-	(DataKeySpec)(0),                                // 29: keyhold.v1.DataKeySpec
-	(MessageType)(0),                                // 30: keyhold.v1.MessageType
-	(SigningAlgorithmSpec)(0),                       // 31: keyhold.v1.SigningAlgorithmSpec
-	(KeySpec)(0),                                    // 32: keyhold.v1.KeySpec
-	(KeyUsageType)(0),                               // 33: keyhold.v1.KeyUsageType
-	(KeyAgreementAlgorithmSpec)(0),                  // 34: keyhold.v1.KeyAgreementAlgorithmSpec
-	(MacAlgorithmSpec)(0),                           // 35: keyhold.v1.MacAlgorithmSpec
+	nil,                                             // 12: keyhold.v1.EncryptRequest.EncryptionContextEntry
+	nil,                                             // 13: keyhold.v1.DecryptRequest.EncryptionContextEntry
+	nil,                                             // 14: keyhold.v1.ReEncryptRequest.SourceEncryptionContextEntry
+	nil,                                             // 15: keyhold.v1.ReEncryptRequest.DestinationEncryptionContextEntry
+	nil,                                             // 16: keyhold.v1.GenerateDataKeyRequest.EncryptionContextEntry
+	nil,                                             // 17: keyhold.v1.GenerateDataKeyWithoutPlaintextRequest.EncryptionContextEntry
+	(EncryptionAlgorithmSpec)(0),                    // 18: keyhold.v1.EncryptionAlgorithmSpec
+	(*RecipientInfo)(nil),                           // 19: keyhold.v1.RecipientInfo
+	(DryRunModifierType)(0),                         // 20: keyhold.v1.DryRunModifierType
+	(DataKeySpec)(0),                                // 21: keyhold.v1.DataKeySpec
 }
 var file_keyhold_v1_cryptography_proto_depIdxs = []int32{
-	22, // 0: keyhold.v1.EncryptRequest.encryption_context:type_name -> keyhold.v1.EncryptRequest.EncryptionContextEntry
-	28, // 1: keyhold.v1.EncryptRequest.encryption_algorithm:type_name -> keyhold.v1.EncryptionAlgorithmSpec
-	28, // 2: keyhold.v1.EncryptResponse.encryption_algorithm:type_name -> keyhold.v1.EncryptionAlgorithmSpec
-	23, // 3: keyhold.v1.DecryptRequest.encryption_context:type_name -> keyhold.v1.DecryptRequest.EncryptionContextEntry
-	28, // 4: keyhold.v1.DecryptRequest.encryption_algorithm:type_name -> keyhold.v1.EncryptionAlgorithmSpec
-	28, // 5: keyhold.v1.DecryptResponse.encryption_algorithm:type_name -> keyhold.v1.EncryptionAlgorithmSpec
-	24, // 6: keyhold.v1.ReEncryptRequest.source_encryption_context:type_name -> keyhold.v1.ReEncryptRequest.SourceEncryptionContextEntry
-	25, // 7: keyhold.v1.ReEncryptRequest.destination_encryption_context:type_name -> keyhold.v1.ReEncryptRequest.DestinationEncryptionContextEntry
-	28, // 8: keyhold.v1.ReEncryptRequest.source_encryption_algorithm:type_name -> keyhold.v1.EncryptionAlgorithmSpec
-	28, // 9: keyhold.v1.ReEncryptRequest.destination_encryption_algorithm:type_name -> keyhold.v1.EncryptionAlgorithmSpec
-	28, // 10: keyhold.v1.ReEncryptResponse.source_encryption_algorithm:type_name -> keyhold.v1.EncryptionAlgorithmSpec
-	28, // 11: keyhold.v1.ReEncryptResponse.destination_encryption_algorithm:type_name -> keyhold.v1.EncryptionAlgorithmSpec
-	26, // 12: keyhold.v1.GenerateDataKeyRequest.encryption_context:type_name -> keyhold.v1.GenerateDataKeyRequest.EncryptionContextEntry
-	29, // 13: keyhold.v1.GenerateDataKeyRequest.key_spec:type_name -> keyhold.v1.DataKeySpec
-	27, // 14: keyhold.v1.GenerateDataKeyWithoutPlaintextRequest.encryption_context:type_name -> keyhold.v1.GenerateDataKeyWithoutPlaintextRequest.EncryptionContextEntry
-	29, // 15: keyhold.v1.GenerateDataKeyWithoutPlaintextRequest.key_spec:type_name -> keyhold.v1.DataKeySpec
-	30, // 16: keyhold.v1.SignRequest.message_type:type_name -> keyhold.v1.MessageType
-	31, // 17: keyhold.v1.SignRequest.signing_algorithm:type_name -> keyhold.v1.SigningAlgorithmSpec
-	31, // 18: keyhold.v1.SignResponse.signing_algorithm:type_name -> keyhold.v1.SigningAlgorithmSpec
-	30, // 19: keyhold.v1.VerifyRequest.message_type:type_name -> keyhold.v1.MessageType
-	31, // 20: keyhold.v1.VerifyRequest.signing_algorithm:type_name -> keyhold.v1.SigningAlgorithmSpec
-	31, // 21: keyhold.v1.VerifyResponse.signing_algorithm:type_name -> keyhold.v1.SigningAlgorithmSpec
-	32, // 22: keyhold.v1.GetPublicKeyResponse.key_spec:type_name -> keyhold.v1.KeySpec
-	33, // 23: keyhold.v1.GetPublicKeyResponse.key_usage:type_name -> keyhold.v1.KeyUsageType
-	28, // 24: keyhold.v1.GetPublicKeyResponse.encryption_algorithms:type_name -> keyhold.v1.EncryptionAlgorithmSpec
-	31, // 25: keyhold.v1.GetPublicKeyResponse.signing_algorithms:type_name -> keyhold.v1.SigningAlgorithmSpec
-	34, // 26: keyhold.v1.GetPublicKeyResponse.key_agreement_algorithms:type_name -> keyhold.v1.KeyAgreementAlgorithmSpec
-	35, // 27: keyhold.v1.GenerateMacRequest.mac_algorithm:type_name -> keyhold.v1.MacAlgorithmSpec
-	35, // 28: keyhold.v1.GenerateMacResponse.mac_algorithm:type_name -> keyhold.v1.MacAlgorithmSpec
-	35, // 29: keyhold.v1.VerifyMacRequest.mac_algorithm:type_name -> keyhold.v1.MacAlgorithmSpec
-	35, // 30: keyhold.v1.VerifyMacResponse.mac_algorithm:type_name -> keyhold.v1.MacAlgorithmSpec
-	31, // [31:31] is the sub-list for method output_type
-	31, // [31:31] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	12, // 0: keyhold.v1.EncryptRequest.encryption_context:type_name -> keyhold.v1.EncryptRequest.EncryptionContextEntry
+	18, // 1: keyhold.v1.EncryptRequest.encryption_algorithm:type_name -> keyhold.v1.EncryptionAlgorithmSpec
+	18, // 2: keyhold.v1.EncryptResponse.encryption_algorithm:type_name -> keyhold.v1.EncryptionAlgorithmSpec
+	13, // 3: keyhold.v1.DecryptRequest.encryption_context:type_name -> keyhold.v1.DecryptRequest.EncryptionContextEntry
+	18, // 4: keyhold.v1.DecryptRequest.encryption_algorithm:type_name -> keyhold.v1.EncryptionAlgorithmSpec
+	19, // 5: keyhold.v1.DecryptRequest.recipient:type_name -> keyhold.v1.RecipientInfo
+	20, // 6: keyhold.v1.DecryptRequest.dry_run_modifiers:type_name -> keyhold.v1.DryRunModifierType
+	18, // 7: keyhold.v1.DecryptResponse.encryption_algorithm:type_name -> keyhold.v1.EncryptionAlgorithmSpec
+	14, // 8: keyhold.v1.ReEncryptRequest.source_encryption_context:type_name -> keyhold.v1.ReEncryptRequest.SourceEncryptionContextEntry
+	15, // 9: keyhold.v1.ReEncryptRequest.destination_encryption_context:type_name -> keyhold.v1.ReEncryptRequest.DestinationEncryptionContextEntry
+	18, // 10: keyhold.v1.ReEncryptRequest.source_encryption_algorithm:type_name -> keyhold.v1.EncryptionAlgorithmSpec
+	18, // 11: keyhold.v1.ReEncryptRequest.destination_encryption_algorithm:type_name -> keyhold.v1.EncryptionAlgorithmSpec
+	20, // 12: keyhold.v1.ReEncryptRequest.dry_run_modifiers:type_name -> keyhold.v1.DryRunModifierType
+	18, // 13: keyhold.v1.ReEncryptResponse.source_encryption_algorithm:type_name -> keyhold.v1.EncryptionAlgorithmSpec
+	18, // 14: keyhold.v1.ReEncryptResponse.destination_encryption_algorithm:type_name -> keyhold.v1.EncryptionAlgorithmSpec
+	16, // 15: keyhold.v1.GenerateDataKeyRequest.encryption_context:type_name -> keyhold.v1.GenerateDataKeyRequest.EncryptionContextEntry
+	21, // 16: keyhold.v1.GenerateDataKeyRequest.key_spec:type_name -> keyhold.v1.DataKeySpec
+	19, // 17: keyhold.v1.GenerateDataKeyRequest.recipient:type_name -> keyhold.v1.RecipientInfo
+	17, // 18: keyhold.v1.GenerateDataKeyWithoutPlaintextRequest.encryption_context:type_name -> keyhold.v1.GenerateDataKeyWithoutPlaintextRequest.EncryptionContextEntry
+	21, // 19: keyhold.v1.GenerateDataKeyWithoutPlaintextRequest.key_spec:type_name -> keyhold.v1.DataKeySpec
+	19, // 20: keyhold.v1.GenerateRandomRequest.recipient:type_name -> keyhold.v1.RecipientInfo
+	21, // [21:21] is the sub-list for method output_type
+	21, // [21:21] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_keyhold_v1_cryptography_proto_init() }
@@ -1946,6 +1273,8 @@ func file_keyhold_v1_cryptography_proto_init() {
 	if File_keyhold_v1_cryptography_proto != nil {
 		return
 	}
+	file_keyhold_v1_options_proto_init()
+	file_keyhold_v1_recipients_proto_init()
 	file_keyhold_v1_types_proto_init()
 	file_keyhold_v1_cryptography_proto_msgTypes[0].OneofWrappers = []any{}
 	file_keyhold_v1_cryptography_proto_msgTypes[2].OneofWrappers = []any{}
@@ -1953,19 +1282,13 @@ func file_keyhold_v1_cryptography_proto_init() {
 	file_keyhold_v1_cryptography_proto_msgTypes[6].OneofWrappers = []any{}
 	file_keyhold_v1_cryptography_proto_msgTypes[8].OneofWrappers = []any{}
 	file_keyhold_v1_cryptography_proto_msgTypes[10].OneofWrappers = []any{}
-	file_keyhold_v1_cryptography_proto_msgTypes[12].OneofWrappers = []any{}
-	file_keyhold_v1_cryptography_proto_msgTypes[14].OneofWrappers = []any{}
-	file_keyhold_v1_cryptography_proto_msgTypes[15].OneofWrappers = []any{}
-	file_keyhold_v1_cryptography_proto_msgTypes[18].OneofWrappers = []any{}
-	file_keyhold_v1_cryptography_proto_msgTypes[20].OneofWrappers = []any{}
-	file_keyhold_v1_cryptography_proto_msgTypes[21].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keyhold_v1_cryptography_proto_rawDesc), len(file_keyhold_v1_cryptography_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -25,53 +25,53 @@ var File_keyhold_v1_cryptography_service_proto protoreflect.FileDescriptor
 const file_keyhold_v1_cryptography_service_proto_rawDesc = "" +
 	"\n" +
 	"%keyhold/v1/cryptography_service.proto\x12\n" +
-	"keyhold.v1\x1a\x16keyhold/v1/batch.proto\x1a\x1dkeyhold/v1/cryptography.proto\x1a\x1fkeyhold/v1/data_key_pairs.proto\x1a\x1ekeyhold/v1/key_agreement.proto\x1a\x1dkeyhold/v1/key_wrapping.proto\x1a\x18keyhold/v1/options.proto2\xf8-\n" +
-	"\x13CryptographyService\x12\xa7\x02\n" +
-	"\aEncrypt\x12\x1a.keyhold.v1.EncryptRequest\x1a\x1b.keyhold.v1.EncryptResponse\"\xe2\x01\xa2\xbb\x18\xda\x01\n" +
+	"keyhold.v1\x1a\x16keyhold/v1/batch.proto\x1a\x1dkeyhold/v1/cryptography.proto\x1a\x1fkeyhold/v1/data_key_pairs.proto\x1a\x1ekeyhold/v1/key_agreement.proto\x1a\x1dkeyhold/v1/key_wrapping.proto\x1a\x18keyhold/v1/options.proto\x1a\x18keyhold/v1/signing.proto2\xac1\n" +
+	"\x13CryptographyService\x12\xc3\x02\n" +
+	"\aEncrypt\x12\x1a.keyhold.v1.EncryptRequest\x1a\x1b.keyhold.v1.EncryptResponse\"\xfe\x01\xa2\xbb\x18\xf6\x01\n" +
 	"\x15\n" +
-	"\vkms:Encrypt\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\xe3\x02\n" +
-	"\aDecrypt\x12\x1a.keyhold.v1.DecryptRequest\x1a\x1b.keyhold.v1.DecryptResponse\"\x9e\x02\xa2\xbb\x18\x96\x02\n" +
+	"\vkms:Encrypt\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x1aInvalidGrantTokenException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\xff\x02\n" +
+	"\aDecrypt\x12\x1a.keyhold.v1.DecryptRequest\x1a\x1b.keyhold.v1.DecryptResponse\"\xba\x02\xa2\xbb\x18\xb2\x02\n" +
 	"\x1e\n" +
-	"\vkms:Decrypt\x12\x0fciphertext_blob\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x1aInvalidCiphertextException*\x17KeyUnavailableException*\x15IncorrectKeyException*\x18InvalidKeyUsageException*\x1aDependencyTimeoutException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\x96\x03\n" +
-	"\tReEncrypt\x12\x1c.keyhold.v1.ReEncryptRequest\x1a\x1d.keyhold.v1.ReEncryptResponse\"\xcb\x02\xa2\xbb\x18\xc3\x02\n" +
+	"\vkms:Decrypt\x12\x0fciphertext_blob\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x1aInvalidCiphertextException*\x17KeyUnavailableException*\x15IncorrectKeyException*\x18InvalidKeyUsageException*\x1aDependencyTimeoutException*\x1aInvalidGrantTokenException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\xb2\x03\n" +
+	"\tReEncrypt\x12\x1c.keyhold.v1.ReEncryptRequest\x1a\x1d.keyhold.v1.ReEncryptResponse\"\xe7\x02\xa2\xbb\x18\xdf\x02\n" +
 	"$\n" +
 	"\x11kms:ReEncryptFrom\x12\x0fciphertext_blob\n" +
 	"%\n" +
-	"\x0fkms:ReEncryptTo\x12\x12destination_key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x1aInvalidCiphertextException*\x17KeyUnavailableException*\x15IncorrectKeyException*\x18InvalidKeyUsageException*\x1aDependencyTimeoutException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\xc7\x02\n" +
-	"\x0fGenerateDataKey\x12\".keyhold.v1.GenerateDataKeyRequest\x1a#.keyhold.v1.GenerateDataKeyResponse\"\xea\x01\xa2\xbb\x18\xe2\x01\n" +
+	"\x0fkms:ReEncryptTo\x12\x12destination_key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x1aInvalidCiphertextException*\x17KeyUnavailableException*\x15IncorrectKeyException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x1aInvalidGrantTokenException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\xe3\x02\n" +
+	"\x0fGenerateDataKey\x12\".keyhold.v1.GenerateDataKeyRequest\x1a#.keyhold.v1.GenerateDataKeyResponse\"\x86\x02\xa2\xbb\x18\xfe\x01\n" +
 	"\x1d\n" +
-	"\x13kms:GenerateDataKey\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\x87\x03\n" +
-	"\x1fGenerateDataKeyWithoutPlaintext\x122.keyhold.v1.GenerateDataKeyWithoutPlaintextRequest\x1a3.keyhold.v1.GenerateDataKeyWithoutPlaintextResponse\"\xfa\x01\xa2\xbb\x18\xf2\x01\n" +
+	"\x13kms:GenerateDataKey\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x1aInvalidGrantTokenException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\xa3\x03\n" +
+	"\x1fGenerateDataKeyWithoutPlaintext\x122.keyhold.v1.GenerateDataKeyWithoutPlaintextRequest\x1a3.keyhold.v1.GenerateDataKeyWithoutPlaintextResponse\"\x96\x02\xa2\xbb\x18\x8e\x02\n" +
 	"-\n" +
-	"#kms:GenerateDataKeyWithoutPlaintext\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\xf6\x02\n" +
-	"\x13GenerateDataKeyPair\x12&.keyhold.v1.GenerateDataKeyPairRequest\x1a'.keyhold.v1.GenerateDataKeyPairResponse\"\x8d\x02\xa2\xbb\x18\x85\x02\n" +
+	"#kms:GenerateDataKeyWithoutPlaintext\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x1aInvalidGrantTokenException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\x92\x03\n" +
+	"\x13GenerateDataKeyPair\x12&.keyhold.v1.GenerateDataKeyPairRequest\x1a'.keyhold.v1.GenerateDataKeyPairResponse\"\xa9\x02\xa2\xbb\x18\xa1\x02\n" +
 	"!\n" +
-	"\x17kms:GenerateDataKeyPair\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x1dUnsupportedOperationException*\x18DryRunOperationException\x90\x02\x01\x12\xb6\x03\n" +
-	"#GenerateDataKeyPairWithoutPlaintext\x126.keyhold.v1.GenerateDataKeyPairWithoutPlaintextRequest\x1a7.keyhold.v1.GenerateDataKeyPairWithoutPlaintextResponse\"\x9d\x02\xa2\xbb\x18\x95\x02\n" +
+	"\x17kms:GenerateDataKeyPair\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x1aInvalidGrantTokenException*\x14KMSInternalException*\x18KMSInvalidStateException*\x1dUnsupportedOperationException*\x18DryRunOperationException\x90\x02\x01\x12\xd2\x03\n" +
+	"#GenerateDataKeyPairWithoutPlaintext\x126.keyhold.v1.GenerateDataKeyPairWithoutPlaintextRequest\x1a7.keyhold.v1.GenerateDataKeyPairWithoutPlaintextResponse\"\xb9\x02\xa2\xbb\x18\xb1\x02\n" +
 	"1\n" +
-	"'kms:GenerateDataKeyPairWithoutPlaintext\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x1dUnsupportedOperationException*\x18DryRunOperationException\x90\x02\x01\x12\xcb\x01\n" +
-	"\x0eGenerateRandom\x12!.keyhold.v1.GenerateRandomRequest\x1a\".keyhold.v1.GenerateRandomResponse\"r\xa2\xbb\x18k\n" +
+	"'kms:GenerateDataKeyPairWithoutPlaintext\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x1aInvalidGrantTokenException*\x14KMSInternalException*\x18KMSInvalidStateException*\x1dUnsupportedOperationException*\x18DryRunOperationException\x90\x02\x01\x12\x93\x02\n" +
+	"\x0eGenerateRandom\x12!.keyhold.v1.GenerateRandomRequest\x1a\".keyhold.v1.GenerateRandomResponse\"\xb9\x01\xa2\xbb\x18\xb1\x01\n" +
 	"\x14\n" +
-	"\x12kms:GenerateRandom\x10\x01\x18\x01*\x1aDependencyTimeoutException*\x14KMSInternalException*\x1dUnsupportedOperationException\x90\x02\x01\x12\x9b\x02\n" +
-	"\x04Sign\x12\x17.keyhold.v1.SignRequest\x1a\x18.keyhold.v1.SignResponse\"\xdf\x01\xa2\xbb\x18\xd7\x01\n" +
+	"\x12kms:GenerateRandom\x10\x01\x18\x01*\x1aDependencyTimeoutException*\x14KMSInternalException*\x1dUnsupportedOperationException*\x1fCustomKeyStoreNotFoundException*#CustomKeyStoreInvalidStateException\x90\x02\x01\x12\xb7\x02\n" +
+	"\x04Sign\x12\x17.keyhold.v1.SignRequest\x1a\x18.keyhold.v1.SignResponse\"\xfb\x01\xa2\xbb\x18\xf3\x01\n" +
 	"\x12\n" +
-	"\bkms:Sign\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\xc1\x02\n" +
-	"\x06Verify\x12\x19.keyhold.v1.VerifyRequest\x1a\x1a.keyhold.v1.VerifyResponse\"\xff\x01\xa2\xbb\x18\xf7\x01\n" +
+	"\bkms:Sign\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x1aInvalidGrantTokenException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\xdd\x02\n" +
+	"\x06Verify\x12\x19.keyhold.v1.VerifyRequest\x1a\x1a.keyhold.v1.VerifyResponse\"\x9b\x02\xa2\xbb\x18\x93\x02\n" +
 	"\x14\n" +
 	"\n" +
-	"kms:Verify\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException*\x1cKMSInvalidSignatureException\x90\x02\x01\x12\xd5\x02\n" +
-	"\fGetPublicKey\x12\x1f.keyhold.v1.GetPublicKeyRequest\x1a .keyhold.v1.GetPublicKeyResponse\"\x81\x02\xa2\xbb\x18\xf9\x01\n" +
+	"kms:Verify\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x1aInvalidGrantTokenException*\x14KMSInternalException*\x18KMSInvalidStateException*\x1cKMSInvalidSignatureException*\x18DryRunOperationException\x90\x02\x01\x12\xf1\x02\n" +
+	"\fGetPublicKey\x12\x1f.keyhold.v1.GetPublicKeyRequest\x1a .keyhold.v1.GetPublicKeyResponse\"\x9d\x02\xa2\xbb\x18\x95\x02\n" +
 	"\x1a\n" +
-	"\x10kms:GetPublicKey\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x1dUnsupportedOperationException*\x13InvalidArnException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException\x90\x02\x01\x12\x9b\x02\n" +
-	"\vGenerateMac\x12\x1e.keyhold.v1.GenerateMacRequest\x1a\x1f.keyhold.v1.GenerateMacResponse\"\xca\x01\xa2\xbb\x18\xc2\x01\n" +
+	"\x10kms:GetPublicKey\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x1dUnsupportedOperationException*\x13InvalidArnException*\x1aInvalidGrantTokenException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException\x90\x02\x01\x12\xb7\x02\n" +
+	"\vGenerateMac\x12\x1e.keyhold.v1.GenerateMacRequest\x1a\x1f.keyhold.v1.GenerateMacResponse\"\xe6\x01\xa2\xbb\x18\xde\x01\n" +
 	"\x19\n" +
-	"\x0fkms:GenerateMac\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\xab\x02\n" +
-	"\tVerifyMac\x12\x1c.keyhold.v1.VerifyMacRequest\x1a\x1d.keyhold.v1.VerifyMacResponse\"\xe0\x01\xa2\xbb\x18\xd8\x01\n" +
+	"\x0fkms:GenerateMac\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x18InvalidKeyUsageException*\x1aInvalidGrantTokenException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\xc7\x02\n" +
+	"\tVerifyMac\x12\x1c.keyhold.v1.VerifyMacRequest\x1a\x1d.keyhold.v1.VerifyMacResponse\"\xfc\x01\xa2\xbb\x18\xf4\x01\n" +
 	"\x17\n" +
-	"\rkms:VerifyMac\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException*\x16KMSInvalidMacException\x90\x02\x01\x12\xd3\x02\n" +
-	"\x12DeriveSharedSecret\x12%.keyhold.v1.DeriveSharedSecretRequest\x1a&.keyhold.v1.DeriveSharedSecretResponse\"\xed\x01\xa2\xbb\x18\xe5\x01\n" +
+	"\rkms:VerifyMac\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x18InvalidKeyUsageException*\x1aInvalidGrantTokenException*\x14KMSInternalException*\x16KMSInvalidMacException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\xef\x02\n" +
+	"\x12DeriveSharedSecret\x12%.keyhold.v1.DeriveSharedSecretRequest\x1a&.keyhold.v1.DeriveSharedSecretResponse\"\x89\x02\xa2\xbb\x18\x81\x02\n" +
 	" \n" +
-	"\x16kms:DeriveSharedSecret\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\xc6\x02\n" +
+	"\x16kms:DeriveSharedSecret\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x1aInvalidGrantTokenException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\xc6\x02\n" +
 	"\aWrapKey\x12\x1a.keyhold.v1.WrapKeyRequest\x1a\x1b.keyhold.v1.WrapKeyResponse\"\x81\x02\xa2\xbb\x18\xf9\x01\n" +
 	"\x15\n" +
 	"\vkms:WrapKey\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x1dUnsupportedOperationException*\x18DryRunOperationException\x90\x02\x01\x12\xea\x02\n" +
@@ -178,6 +178,7 @@ func file_keyhold_v1_cryptography_service_proto_init() {
 	file_keyhold_v1_key_agreement_proto_init()
 	file_keyhold_v1_key_wrapping_proto_init()
 	file_keyhold_v1_options_proto_init()
+	file_keyhold_v1_signing_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

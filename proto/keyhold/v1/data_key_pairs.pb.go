@@ -34,7 +34,12 @@ type GenerateDataKeyPairRequest struct {
 	// in any order. At most 8,192 bytes in all. It appears in the audit log.
 	EncryptionContext map[string]string `protobuf:"bytes,3,rep,name=encryption_context,json=encryptionContext,proto3" json:"encryption_context,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Check only.
-	DryRun        *bool `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3,oneof" json:"dry_run,omitempty"`
+	DryRun *bool `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3,oneof" json:"dry_run,omitempty"`
+	// Accepted, at most 10, and of no effect: there are no grants yet that a token
+	// could stand for.
+	GrantTokens []string `protobuf:"bytes,5,rep,name=grant_tokens,json=grantTokens,proto3" json:"grant_tokens,omitempty"`
+	// An enclave that the answer is encrypted for. Refused: not built.
+	Recipient     *RecipientInfo `protobuf:"bytes,6,opt,name=recipient,proto3" json:"recipient,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -97,6 +102,20 @@ func (x *GenerateDataKeyPairRequest) GetDryRun() bool {
 	return false
 }
 
+func (x *GenerateDataKeyPairRequest) GetGrantTokens() []string {
+	if x != nil {
+		return x.GrantTokens
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyPairRequest) GetRecipient() *RecipientInfo {
+	if x != nil {
+		return x.Recipient
+	}
+	return nil
+}
+
 // GenerateDataKeyPairResponse holds the pair.
 type GenerateDataKeyPairResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -114,8 +133,10 @@ type GenerateDataKeyPairResponse struct {
 	// The id of the key material that encrypted the private key, 64 hexadecimal
 	// digits.
 	KeyMaterialId string `protobuf:"bytes,6,opt,name=key_material_id,json=keyMaterialId,proto3" json:"key_material_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// The answer encrypted for an enclave. Never present: recipient is not built.
+	CiphertextForRecipient []byte `protobuf:"bytes,7,opt,name=ciphertext_for_recipient,json=ciphertextForRecipient,proto3" json:"ciphertext_for_recipient,omitempty"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
 }
 
 func (x *GenerateDataKeyPairResponse) Reset() {
@@ -190,6 +211,13 @@ func (x *GenerateDataKeyPairResponse) GetKeyMaterialId() string {
 	return ""
 }
 
+func (x *GenerateDataKeyPairResponse) GetCiphertextForRecipient() []byte {
+	if x != nil {
+		return x.CiphertextForRecipient
+	}
+	return nil
+}
+
 // GenerateDataKeyPairWithoutPlaintextRequest says what pair to make.
 type GenerateDataKeyPairWithoutPlaintextRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -202,7 +230,10 @@ type GenerateDataKeyPairWithoutPlaintextRequest struct {
 	// in any order. At most 8,192 bytes in all. It appears in the audit log.
 	EncryptionContext map[string]string `protobuf:"bytes,3,rep,name=encryption_context,json=encryptionContext,proto3" json:"encryption_context,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Check only.
-	DryRun        *bool `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3,oneof" json:"dry_run,omitempty"`
+	DryRun *bool `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3,oneof" json:"dry_run,omitempty"`
+	// Accepted, at most 10, and of no effect: there are no grants yet that a token
+	// could stand for.
+	GrantTokens   []string `protobuf:"bytes,5,rep,name=grant_tokens,json=grantTokens,proto3" json:"grant_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -263,6 +294,13 @@ func (x *GenerateDataKeyPairWithoutPlaintextRequest) GetDryRun() bool {
 		return *x.DryRun
 	}
 	return false
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextRequest) GetGrantTokens() []string {
+	if x != nil {
+		return x.GrantTokens
+	}
+	return nil
 }
 
 // GenerateDataKeyPairWithoutPlaintextResponse holds the pair.
@@ -353,18 +391,21 @@ var File_keyhold_v1_data_key_pairs_proto protoreflect.FileDescriptor
 const file_keyhold_v1_data_key_pairs_proto_rawDesc = "" +
 	"\n" +
 	"\x1fkeyhold/v1/data_key_pairs.proto\x12\n" +
-	"keyhold.v1\x1a\x1bbuf/validate/validate.proto\x1a\x16keyhold/v1/types.proto\"\xeb\x02\n" +
+	"keyhold.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18keyhold/v1/options.proto\x1a\x1bkeyhold/v1/recipients.proto\x1a\x16keyhold/v1/types.proto\"\xe0\x03\n" +
 	"\x1aGenerateDataKeyPairRequest\x12!\n" +
 	"\x06key_id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x10R\x05keyId\x12L\n" +
 	"\rkey_pair_spec\x18\x02 \x01(\x0e2\x1b.keyhold.v1.DataKeyPairSpecB\v\xbaH\b\xc8\x01\x01\x82\x01\x02\x10\x01R\vkeyPairSpec\x12l\n" +
 	"\x12encryption_context\x18\x03 \x03(\v2=.keyhold.v1.GenerateDataKeyPairRequest.EncryptionContextEntryR\x11encryptionContext\x12\x1c\n" +
-	"\adry_run\x18\x04 \x01(\bH\x00R\x06dryRun\x88\x01\x01\x1aD\n" +
+	"\adry_run\x18\x04 \x01(\bH\x00R\x06dryRun\x88\x01\x01\x124\n" +
+	"\fgrant_tokens\x18\x05 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\n" +
+	"\"\ar\x05\x10\x01\x18\x80@R\vgrantTokens\x12=\n" +
+	"\trecipient\x18\x06 \x01(\v2\x19.keyhold.v1.RecipientInfoB\x04\xa8\xbb\x18\x01R\trecipient\x1aD\n" +
 	"\x16EncryptionContextEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\n" +
 	"\n" +
-	"\b_dry_run\"\xb4\x02\n" +
+	"\b_dry_run\"\xee\x02\n" +
 	"\x1bGenerateDataKeyPairResponse\x12=\n" +
 	"\x1bprivate_key_ciphertext_blob\x18\x01 \x01(\fR\x18privateKeyCiphertextBlob\x127\n" +
 	"\x15private_key_plaintext\x18\x02 \x01(\fB\x03\x80\x01\x01R\x13privateKeyPlaintext\x12\x1d\n" +
@@ -372,13 +413,16 @@ const file_keyhold_v1_data_key_pairs_proto_rawDesc = "" +
 	"public_key\x18\x03 \x01(\fR\tpublicKey\x12\x15\n" +
 	"\x06key_id\x18\x04 \x01(\tR\x05keyId\x12?\n" +
 	"\rkey_pair_spec\x18\x05 \x01(\x0e2\x1b.keyhold.v1.DataKeyPairSpecR\vkeyPairSpec\x12&\n" +
-	"\x0fkey_material_id\x18\x06 \x01(\tR\rkeyMaterialId\"\x8b\x03\n" +
+	"\x0fkey_material_id\x18\x06 \x01(\tR\rkeyMaterialId\x128\n" +
+	"\x18ciphertext_for_recipient\x18\a \x01(\fR\x16ciphertextForRecipient\"\xc1\x03\n" +
 	"*GenerateDataKeyPairWithoutPlaintextRequest\x12!\n" +
 	"\x06key_id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x10R\x05keyId\x12L\n" +
 	"\rkey_pair_spec\x18\x02 \x01(\x0e2\x1b.keyhold.v1.DataKeyPairSpecB\v\xbaH\b\xc8\x01\x01\x82\x01\x02\x10\x01R\vkeyPairSpec\x12|\n" +
 	"\x12encryption_context\x18\x03 \x03(\v2M.keyhold.v1.GenerateDataKeyPairWithoutPlaintextRequest.EncryptionContextEntryR\x11encryptionContext\x12\x1c\n" +
-	"\adry_run\x18\x04 \x01(\bH\x00R\x06dryRun\x88\x01\x01\x1aD\n" +
+	"\adry_run\x18\x04 \x01(\bH\x00R\x06dryRun\x88\x01\x01\x124\n" +
+	"\fgrant_tokens\x18\x05 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\n" +
+	"\"\ar\x05\x10\x01\x18\x80@R\vgrantTokens\x1aD\n" +
 	"\x16EncryptionContextEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\n" +
@@ -410,22 +454,24 @@ var file_keyhold_v1_data_key_pairs_proto_goTypes = []any{
 	(*GenerateDataKeyPairResponse)(nil),                 // 1: keyhold.v1.GenerateDataKeyPairResponse
 	(*GenerateDataKeyPairWithoutPlaintextRequest)(nil),  // 2: keyhold.v1.GenerateDataKeyPairWithoutPlaintextRequest
 	(*GenerateDataKeyPairWithoutPlaintextResponse)(nil), // 3: keyhold.v1.GenerateDataKeyPairWithoutPlaintextResponse
-	nil,                  // 4: keyhold.v1.GenerateDataKeyPairRequest.EncryptionContextEntry
-	nil,                  // 5: keyhold.v1.GenerateDataKeyPairWithoutPlaintextRequest.EncryptionContextEntry
-	(DataKeyPairSpec)(0), // 6: keyhold.v1.DataKeyPairSpec
+	nil,                   // 4: keyhold.v1.GenerateDataKeyPairRequest.EncryptionContextEntry
+	nil,                   // 5: keyhold.v1.GenerateDataKeyPairWithoutPlaintextRequest.EncryptionContextEntry
+	(DataKeyPairSpec)(0),  // 6: keyhold.v1.DataKeyPairSpec
+	(*RecipientInfo)(nil), // 7: keyhold.v1.RecipientInfo
 }
 var file_keyhold_v1_data_key_pairs_proto_depIdxs = []int32{
 	6, // 0: keyhold.v1.GenerateDataKeyPairRequest.key_pair_spec:type_name -> keyhold.v1.DataKeyPairSpec
 	4, // 1: keyhold.v1.GenerateDataKeyPairRequest.encryption_context:type_name -> keyhold.v1.GenerateDataKeyPairRequest.EncryptionContextEntry
-	6, // 2: keyhold.v1.GenerateDataKeyPairResponse.key_pair_spec:type_name -> keyhold.v1.DataKeyPairSpec
-	6, // 3: keyhold.v1.GenerateDataKeyPairWithoutPlaintextRequest.key_pair_spec:type_name -> keyhold.v1.DataKeyPairSpec
-	5, // 4: keyhold.v1.GenerateDataKeyPairWithoutPlaintextRequest.encryption_context:type_name -> keyhold.v1.GenerateDataKeyPairWithoutPlaintextRequest.EncryptionContextEntry
-	6, // 5: keyhold.v1.GenerateDataKeyPairWithoutPlaintextResponse.key_pair_spec:type_name -> keyhold.v1.DataKeyPairSpec
-	6, // [6:6] is the sub-list for method output_type
-	6, // [6:6] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	7, // 2: keyhold.v1.GenerateDataKeyPairRequest.recipient:type_name -> keyhold.v1.RecipientInfo
+	6, // 3: keyhold.v1.GenerateDataKeyPairResponse.key_pair_spec:type_name -> keyhold.v1.DataKeyPairSpec
+	6, // 4: keyhold.v1.GenerateDataKeyPairWithoutPlaintextRequest.key_pair_spec:type_name -> keyhold.v1.DataKeyPairSpec
+	5, // 5: keyhold.v1.GenerateDataKeyPairWithoutPlaintextRequest.encryption_context:type_name -> keyhold.v1.GenerateDataKeyPairWithoutPlaintextRequest.EncryptionContextEntry
+	6, // 6: keyhold.v1.GenerateDataKeyPairWithoutPlaintextResponse.key_pair_spec:type_name -> keyhold.v1.DataKeyPairSpec
+	7, // [7:7] is the sub-list for method output_type
+	7, // [7:7] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_keyhold_v1_data_key_pairs_proto_init() }
@@ -433,6 +479,8 @@ func file_keyhold_v1_data_key_pairs_proto_init() {
 	if File_keyhold_v1_data_key_pairs_proto != nil {
 		return
 	}
+	file_keyhold_v1_options_proto_init()
+	file_keyhold_v1_recipients_proto_init()
 	file_keyhold_v1_types_proto_init()
 	file_keyhold_v1_data_key_pairs_proto_msgTypes[0].OneofWrappers = []any{}
 	file_keyhold_v1_data_key_pairs_proto_msgTypes[2].OneofWrappers = []any{}

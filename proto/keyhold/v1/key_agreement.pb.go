@@ -33,7 +33,12 @@ type DeriveSharedSecretRequest struct {
 	// SubjectPublicKeyInfo (RFC 5280, 4.1.2.7), with an uncompressed point.
 	PublicKey []byte `protobuf:"bytes,3,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
 	// Check only.
-	DryRun        *bool `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3,oneof" json:"dry_run,omitempty"`
+	DryRun *bool `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3,oneof" json:"dry_run,omitempty"`
+	// Accepted, at most 10, and of no effect: there are no grants yet that a token
+	// could stand for.
+	GrantTokens []string `protobuf:"bytes,5,rep,name=grant_tokens,json=grantTokens,proto3" json:"grant_tokens,omitempty"`
+	// An enclave that the answer is encrypted for. Refused: not built.
+	Recipient     *RecipientInfo `protobuf:"bytes,6,opt,name=recipient,proto3" json:"recipient,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -96,6 +101,20 @@ func (x *DeriveSharedSecretRequest) GetDryRun() bool {
 	return false
 }
 
+func (x *DeriveSharedSecretRequest) GetGrantTokens() []string {
+	if x != nil {
+		return x.GrantTokens
+	}
+	return nil
+}
+
+func (x *DeriveSharedSecretRequest) GetRecipient() *RecipientInfo {
+	if x != nil {
+		return x.Recipient
+	}
+	return nil
+}
+
 // DeriveSharedSecretResponse holds the secret.
 type DeriveSharedSecretResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -107,9 +126,11 @@ type DeriveSharedSecretResponse struct {
 	// What was used.
 	KeyAgreementAlgorithm KeyAgreementAlgorithmSpec `protobuf:"varint,3,opt,name=key_agreement_algorithm,json=keyAgreementAlgorithm,proto3,enum=keyhold.v1.KeyAgreementAlgorithmSpec" json:"key_agreement_algorithm,omitempty"`
 	// Where the key's material came from.
-	KeyOrigin     OriginType `protobuf:"varint,4,opt,name=key_origin,json=keyOrigin,proto3,enum=keyhold.v1.OriginType" json:"key_origin,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	KeyOrigin OriginType `protobuf:"varint,4,opt,name=key_origin,json=keyOrigin,proto3,enum=keyhold.v1.OriginType" json:"key_origin,omitempty"`
+	// The answer encrypted for an enclave. Never present: recipient is not built.
+	CiphertextForRecipient []byte `protobuf:"bytes,5,opt,name=ciphertext_for_recipient,json=ciphertextForRecipient,proto3" json:"ciphertext_for_recipient,omitempty"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
 }
 
 func (x *DeriveSharedSecretResponse) Reset() {
@@ -170,12 +191,19 @@ func (x *DeriveSharedSecretResponse) GetKeyOrigin() OriginType {
 	return OriginType_ORIGIN_TYPE_UNSPECIFIED
 }
 
+func (x *DeriveSharedSecretResponse) GetCiphertextForRecipient() []byte {
+	if x != nil {
+		return x.CiphertextForRecipient
+	}
+	return nil
+}
+
 var File_keyhold_v1_key_agreement_proto protoreflect.FileDescriptor
 
 const file_keyhold_v1_key_agreement_proto_rawDesc = "" +
 	"\n" +
 	"\x1ekeyhold/v1/key_agreement.proto\x12\n" +
-	"keyhold.v1\x1a\x1bbuf/validate/validate.proto\x1a\x16keyhold/v1/types.proto\"\xff\x01\n" +
+	"keyhold.v1\x1a\x1bbuf/validate/validate.proto\x1a\x18keyhold/v1/options.proto\x1a\x1bkeyhold/v1/recipients.proto\x1a\x16keyhold/v1/types.proto\"\xf4\x02\n" +
 	"\x19DeriveSharedSecretRequest\x12!\n" +
 	"\x06key_id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x10R\x05keyId\x12j\n" +
@@ -183,15 +211,19 @@ const file_keyhold_v1_key_agreement_proto_rawDesc = "" +
 	"\n" +
 	"public_key\x18\x03 \x01(\fB\n" +
 	"\xbaH\az\x05\x10\x01\x18\x80@R\tpublicKey\x12\x1c\n" +
-	"\adry_run\x18\x04 \x01(\bH\x00R\x06dryRun\x88\x01\x01B\n" +
+	"\adry_run\x18\x04 \x01(\bH\x00R\x06dryRun\x88\x01\x01\x124\n" +
+	"\fgrant_tokens\x18\x05 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\n" +
+	"\"\ar\x05\x10\x01\x18\x80@R\vgrantTokens\x12=\n" +
+	"\trecipient\x18\x06 \x01(\v2\x19.keyhold.v1.RecipientInfoB\x04\xa8\xbb\x18\x01R\trecipientB\n" +
 	"\n" +
-	"\b_dry_run\"\xf3\x01\n" +
+	"\b_dry_run\"\xad\x02\n" +
 	"\x1aDeriveSharedSecretResponse\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12(\n" +
 	"\rshared_secret\x18\x02 \x01(\fB\x03\x80\x01\x01R\fsharedSecret\x12]\n" +
 	"\x17key_agreement_algorithm\x18\x03 \x01(\x0e2%.keyhold.v1.KeyAgreementAlgorithmSpecR\x15keyAgreementAlgorithm\x125\n" +
 	"\n" +
-	"key_origin\x18\x04 \x01(\x0e2\x16.keyhold.v1.OriginTypeR\tkeyOriginB7Z5github.com/keyhold/keyhold/proto/keyhold/v1;keyholdv1b\x06proto3"
+	"key_origin\x18\x04 \x01(\x0e2\x16.keyhold.v1.OriginTypeR\tkeyOrigin\x128\n" +
+	"\x18ciphertext_for_recipient\x18\x05 \x01(\fR\x16ciphertextForRecipientB7Z5github.com/keyhold/keyhold/proto/keyhold/v1;keyholdv1b\x06proto3"
 
 var (
 	file_keyhold_v1_key_agreement_proto_rawDescOnce sync.Once
@@ -210,17 +242,19 @@ var file_keyhold_v1_key_agreement_proto_goTypes = []any{
 	(*DeriveSharedSecretRequest)(nil),  // 0: keyhold.v1.DeriveSharedSecretRequest
 	(*DeriveSharedSecretResponse)(nil), // 1: keyhold.v1.DeriveSharedSecretResponse
 	(KeyAgreementAlgorithmSpec)(0),     // 2: keyhold.v1.KeyAgreementAlgorithmSpec
-	(OriginType)(0),                    // 3: keyhold.v1.OriginType
+	(*RecipientInfo)(nil),              // 3: keyhold.v1.RecipientInfo
+	(OriginType)(0),                    // 4: keyhold.v1.OriginType
 }
 var file_keyhold_v1_key_agreement_proto_depIdxs = []int32{
 	2, // 0: keyhold.v1.DeriveSharedSecretRequest.key_agreement_algorithm:type_name -> keyhold.v1.KeyAgreementAlgorithmSpec
-	2, // 1: keyhold.v1.DeriveSharedSecretResponse.key_agreement_algorithm:type_name -> keyhold.v1.KeyAgreementAlgorithmSpec
-	3, // 2: keyhold.v1.DeriveSharedSecretResponse.key_origin:type_name -> keyhold.v1.OriginType
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	3, // 1: keyhold.v1.DeriveSharedSecretRequest.recipient:type_name -> keyhold.v1.RecipientInfo
+	2, // 2: keyhold.v1.DeriveSharedSecretResponse.key_agreement_algorithm:type_name -> keyhold.v1.KeyAgreementAlgorithmSpec
+	4, // 3: keyhold.v1.DeriveSharedSecretResponse.key_origin:type_name -> keyhold.v1.OriginType
+	4, // [4:4] is the sub-list for method output_type
+	4, // [4:4] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_keyhold_v1_key_agreement_proto_init() }
@@ -228,6 +262,8 @@ func file_keyhold_v1_key_agreement_proto_init() {
 	if File_keyhold_v1_key_agreement_proto != nil {
 		return
 	}
+	file_keyhold_v1_options_proto_init()
+	file_keyhold_v1_recipients_proto_init()
 	file_keyhold_v1_types_proto_init()
 	file_keyhold_v1_key_agreement_proto_msgTypes[0].OneofWrappers = []any{}
 	type x struct{}

@@ -35,6 +35,25 @@ type CreateKeyRequest struct {
 	KeySpec KeySpec `protobuf:"varint,3,opt,name=key_spec,json=keySpec,proto3,enum=keyhold.v1.KeySpec" json:"key_spec,omitempty"`
 	// At most 50 tags.
 	Tags []*Tag `protobuf:"bytes,4,rep,name=tags,proto3" json:"tags,omitempty"`
+	// The key policy. Refused until policies are enforced: the key has the default
+	// policy.
+	Policy *string `protobuf:"bytes,5,opt,name=policy,proto3,oneof" json:"policy,omitempty"`
+	// key_spec under its old name. Not both.
+	//
+	// Deprecated: Marked as deprecated in keyhold/v1/key_management_service.proto.
+	CustomerMasterKeySpec CustomerMasterKeySpec `protobuf:"varint,6,opt,name=customer_master_key_spec,json=customerMasterKeySpec,proto3,enum=keyhold.v1.CustomerMasterKeySpec" json:"customer_master_key_spec,omitempty"`
+	// Where the material comes from: AWS_KMS, the default, which is Keyhold's token.
+	// The others are refused: not built.
+	Origin OriginType `protobuf:"varint,7,opt,name=origin,proto3,enum=keyhold.v1.OriginType" json:"origin,omitempty"`
+	// The key store of the key. Refused: not built.
+	CustomKeyStoreId *string `protobuf:"bytes,8,opt,name=custom_key_store_id,json=customKeyStoreId,proto3,oneof" json:"custom_key_store_id,omitempty"`
+	// Accept a policy that keeps its author from changing it again. True is refused,
+	// as policy is.
+	BypassPolicyLockoutSafetyCheck *bool `protobuf:"varint,9,opt,name=bypass_policy_lockout_safety_check,json=bypassPolicyLockoutSafetyCheck,proto3,oneof" json:"bypass_policy_lockout_safety_check,omitempty"`
+	// A key that can be replicated in other regions. True is refused: not built.
+	MultiRegion *bool `protobuf:"varint,10,opt,name=multi_region,json=multiRegion,proto3,oneof" json:"multi_region,omitempty"`
+	// The id of the key in an external key store. Refused: not built.
+	XksKeyId *string `protobuf:"bytes,11,opt,name=xks_key_id,json=xksKeyId,proto3,oneof" json:"xks_key_id,omitempty"`
 	// GENERATED, the default, or EXPORTABLE: an encryption or HMAC key that
 	// ExportKey lets leave its token, wrapped. It never changes, and DescribeKey
 	// shows it. Extension of Keyhold.
@@ -101,6 +120,56 @@ func (x *CreateKeyRequest) GetTags() []*Tag {
 	return nil
 }
 
+func (x *CreateKeyRequest) GetPolicy() string {
+	if x != nil && x.Policy != nil {
+		return *x.Policy
+	}
+	return ""
+}
+
+// Deprecated: Marked as deprecated in keyhold/v1/key_management_service.proto.
+func (x *CreateKeyRequest) GetCustomerMasterKeySpec() CustomerMasterKeySpec {
+	if x != nil {
+		return x.CustomerMasterKeySpec
+	}
+	return CustomerMasterKeySpec_CUSTOMER_MASTER_KEY_SPEC_UNSPECIFIED
+}
+
+func (x *CreateKeyRequest) GetOrigin() OriginType {
+	if x != nil {
+		return x.Origin
+	}
+	return OriginType_ORIGIN_TYPE_UNSPECIFIED
+}
+
+func (x *CreateKeyRequest) GetCustomKeyStoreId() string {
+	if x != nil && x.CustomKeyStoreId != nil {
+		return *x.CustomKeyStoreId
+	}
+	return ""
+}
+
+func (x *CreateKeyRequest) GetBypassPolicyLockoutSafetyCheck() bool {
+	if x != nil && x.BypassPolicyLockoutSafetyCheck != nil {
+		return *x.BypassPolicyLockoutSafetyCheck
+	}
+	return false
+}
+
+func (x *CreateKeyRequest) GetMultiRegion() bool {
+	if x != nil && x.MultiRegion != nil {
+		return *x.MultiRegion
+	}
+	return false
+}
+
+func (x *CreateKeyRequest) GetXksKeyId() string {
+	if x != nil && x.XksKeyId != nil {
+		return *x.XksKeyId
+	}
+	return ""
+}
+
 func (x *CreateKeyRequest) GetKeyCustody() KeyCustodyType {
 	if x != nil {
 		return x.KeyCustody
@@ -158,7 +227,10 @@ func (x *CreateKeyResponse) GetKeyMetadata() *KeyMetadata {
 type DescribeKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key: 1 to 2,048 characters.
-	KeyId         string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	KeyId string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// Accepted, at most 10, and of no effect: there are no grants yet that a token
+	// could stand for.
+	GrantTokens   []string `protobuf:"bytes,2,rep,name=grant_tokens,json=grantTokens,proto3" json:"grant_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -198,6 +270,13 @@ func (x *DescribeKeyRequest) GetKeyId() string {
 		return x.KeyId
 	}
 	return ""
+}
+
+func (x *DescribeKeyRequest) GetGrantTokens() []string {
+	if x != nil {
+		return x.GrantTokens
+	}
+	return nil
 }
 
 // DescribeKeyResponse describes the key.
@@ -848,26 +927,42 @@ var File_keyhold_v1_key_management_service_proto protoreflect.FileDescriptor
 const file_keyhold_v1_key_management_service_proto_rawDesc = "" +
 	"\n" +
 	"'keyhold/v1/key_management_service.proto\x12\n" +
-	"keyhold.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18keyhold/v1/aliases.proto\x1a\x18keyhold/v1/options.proto\x1a\x16keyhold/v1/types.proto\"\xb5\x02\n" +
+	"keyhold.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18keyhold/v1/aliases.proto\x1a\x17keyhold/v1/legacy.proto\x1a\x18keyhold/v1/options.proto\x1a\x16keyhold/v1/types.proto\"\xa4\a\n" +
 	"\x10CreateKeyRequest\x12*\n" +
 	"\vdescription\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80@R\vdescription\x12?\n" +
 	"\tkey_usage\x18\x02 \x01(\x0e2\x18.keyhold.v1.KeyUsageTypeB\b\xbaH\x05\x82\x01\x02\x10\x01R\bkeyUsage\x128\n" +
 	"\bkey_spec\x18\x03 \x01(\x0e2\x13.keyhold.v1.KeySpecB\b\xbaH\x05\x82\x01\x02\x10\x01R\akeySpec\x12-\n" +
-	"\x04tags\x18\x04 \x03(\v2\x0f.keyhold.v1.TagB\b\xbaH\x05\x92\x01\x02\x102R\x04tags\x12K\n" +
+	"\x04tags\x18\x04 \x03(\v2\x0f.keyhold.v1.TagB\b\xbaH\x05\x92\x01\x02\x102R\x04tags\x12S\n" +
+	"\x06policy\x18\x05 \x01(\tB6\xbaH/r-\x10\x01\x18\x80\x80\b2%^(?:[\\x{9}\\x{A}\\x{D}\\x{20}-\\x{FF}]+)$\xa8\xbb\x18\x01H\x00R\x06policy\x88\x01\x01\x12f\n" +
+	"\x18customer_master_key_spec\x18\x06 \x01(\x0e2!.keyhold.v1.CustomerMasterKeySpecB\n" +
+	"\xbaH\x05\x82\x01\x02\x10\x01\x18\x01R\x15customerMasterKeySpec\x128\n" +
+	"\x06origin\x18\a \x01(\x0e2\x16.keyhold.v1.OriginTypeB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06origin\x12A\n" +
+	"\x13custom_key_store_id\x18\b \x01(\tB\r\xbaH\x06r\x04\x10\x01\x18@\xa8\xbb\x18\x01H\x01R\x10customKeyStoreId\x88\x01\x01\x12U\n" +
+	"\"bypass_policy_lockout_safety_check\x18\t \x01(\bB\x04\xa8\xbb\x18\x01H\x02R\x1ebypassPolicyLockoutSafetyCheck\x88\x01\x01\x12,\n" +
+	"\fmulti_region\x18\n" +
+	" \x01(\bB\x04\xa8\xbb\x18\x01H\x03R\vmultiRegion\x88\x01\x01\x12D\n" +
+	"\n" +
+	"xks_key_id\x18\v \x01(\tB!\xbaH\x1ar\x18\x10\x01\x18\x80\x012\x11^[a-zA-Z0-9-_.]+$\xa8\xbb\x18\x01H\x04R\bxksKeyId\x88\x01\x01\x12K\n" +
 	"\vkey_custody\x18d \x01(\x0e2\x1a.keyhold.v1.KeyCustodyTypeB\x0e\xbaH\v\x82\x01\b\x10\x01\x18\x00\x18\x01\x18\x02R\n" +
-	"keyCustody\"O\n" +
+	"keyCustodyB\t\n" +
+	"\a_policyB\x16\n" +
+	"\x14_custom_key_store_idB%\n" +
+	"#_bypass_policy_lockout_safety_checkB\x0f\n" +
+	"\r_multi_regionB\r\n" +
+	"\v_xks_key_id\"O\n" +
 	"\x11CreateKeyResponse\x12:\n" +
-	"\fkey_metadata\x18\x01 \x01(\v2\x17.keyhold.v1.KeyMetadataR\vkeyMetadata\"7\n" +
+	"\fkey_metadata\x18\x01 \x01(\v2\x17.keyhold.v1.KeyMetadataR\vkeyMetadata\"m\n" +
 	"\x12DescribeKeyRequest\x12!\n" +
 	"\x06key_id\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x10R\x05keyId\"Q\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x10R\x05keyId\x124\n" +
+	"\fgrant_tokens\x18\x02 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\n" +
+	"\"\ar\x05\x10\x01\x18\x80@R\vgrantTokens\"Q\n" +
 	"\x13DescribeKeyResponse\x12:\n" +
-	"\fkey_metadata\x18\x01 \x01(\v2\x17.keyhold.v1.KeyMetadataR\vkeyMetadata\"v\n" +
+	"\fkey_metadata\x18\x01 \x01(\v2\x17.keyhold.v1.KeyMetadataR\vkeyMetadata\"\x8e\x01\n" +
 	"\x0fListKeysRequest\x12%\n" +
 	"\x05limit\x18\x01 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xe8\a(\x01H\x00R\x05limit\x88\x01\x01\x12'\n" +
-	"\x06marker\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\bH\x01R\x06marker\x88\x01\x01B\b\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x01H\x00R\x05limit\x88\x01\x01\x12?\n" +
+	"\x06marker\x18\x02 \x01(\tB\"\xbaH\x1fr\x1d\x10\x01\x18\x80\b2\x16^(?:[\\x{20}-\\x{FF}]*)$H\x01R\x06marker\x88\x01\x01B\b\n" +
 	"\x06_limitB\t\n" +
 	"\a_marker\"\x98\x01\n" +
 	"\x10ListKeysResponse\x122\n" +
@@ -906,11 +1001,11 @@ const file_keyhold_v1_key_management_service_proto_rawDesc = "" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x10R\x05keyId\x122\n" +
 	"\vdescription\x18\x02 \x01(\tB\v\xbaH\b\xc8\x01\x01r\x03\x18\x80@H\x00R\vdescription\x88\x01\x01B\x0e\n" +
 	"\f_description\"\x1e\n" +
-	"\x1cUpdateKeyDescriptionResponse2\x9f\x17\n" +
-	"\x14KeyManagementService\x12\xda\x01\n" +
-	"\tCreateKey\x12\x1c.keyhold.v1.CreateKeyRequest\x1a\x1d.keyhold.v1.CreateKeyResponse\"\x8f\x01\xa2\xbb\x18\x8a\x01\n" +
+	"\x1cUpdateKeyDescriptionResponse2\xa5\x19\n" +
+	"\x14KeyManagementService\x12\xe0\x03\n" +
+	"\tCreateKey\x12\x1c.keyhold.v1.CreateKeyRequest\x1a\x1d.keyhold.v1.CreateKeyResponse\"\x95\x03\xa2\xbb\x18\x90\x03\n" +
 	"\x0f\n" +
-	"\rkms:CreateKey\x10\x02*\x1aDependencyTimeoutException*\x1dUnsupportedOperationException*\x14KMSInternalException*\x16LimitExceededException*\fTagException\x12\xd1\x01\n" +
+	"\rkms:CreateKey\x10\x02* MalformedPolicyDocumentException*\x1aDependencyTimeoutException*\x13InvalidArnException*\x1dUnsupportedOperationException*\x14KMSInternalException*\x16LimitExceededException*\fTagException*\x1fCustomKeyStoreNotFoundException*#CustomKeyStoreInvalidStateException*,CloudHsmClusterInvalidConfigurationException*#XksKeyInvalidConfigurationException*\x1bXksKeyAlreadyInUseException*\x17XksKeyNotFoundException\x12\xd1\x01\n" +
 	"\vDescribeKey\x12\x1e.keyhold.v1.DescribeKeyRequest\x1a\x1f.keyhold.v1.DescribeKeyResponse\"\x80\x01\xa2\xbb\x18y\n" +
 	"\x19\n" +
 	"\x0fkms:DescribeKey\x12\x06key_id\x10\x02\x18\x01*\x11NotFoundException*\x13InvalidArnException*\x1aDependencyTimeoutException*\x14KMSInternalException\x90\x02\x01\x12\xac\x01\n" +
@@ -986,59 +1081,63 @@ var file_keyhold_v1_key_management_service_proto_goTypes = []any{
 	(KeyUsageType)(0),                    // 16: keyhold.v1.KeyUsageType
 	(KeySpec)(0),                         // 17: keyhold.v1.KeySpec
 	(*Tag)(nil),                          // 18: keyhold.v1.Tag
-	(KeyCustodyType)(0),                  // 19: keyhold.v1.KeyCustodyType
-	(*KeyMetadata)(nil),                  // 20: keyhold.v1.KeyMetadata
-	(*KeyListEntry)(nil),                 // 21: keyhold.v1.KeyListEntry
-	(*timestamppb.Timestamp)(nil),        // 22: google.protobuf.Timestamp
-	(KeyState)(0),                        // 23: keyhold.v1.KeyState
-	(*CreateAliasRequest)(nil),           // 24: keyhold.v1.CreateAliasRequest
-	(*UpdateAliasRequest)(nil),           // 25: keyhold.v1.UpdateAliasRequest
-	(*DeleteAliasRequest)(nil),           // 26: keyhold.v1.DeleteAliasRequest
-	(*ListAliasesRequest)(nil),           // 27: keyhold.v1.ListAliasesRequest
-	(*CreateAliasResponse)(nil),          // 28: keyhold.v1.CreateAliasResponse
-	(*UpdateAliasResponse)(nil),          // 29: keyhold.v1.UpdateAliasResponse
-	(*DeleteAliasResponse)(nil),          // 30: keyhold.v1.DeleteAliasResponse
-	(*ListAliasesResponse)(nil),          // 31: keyhold.v1.ListAliasesResponse
+	(CustomerMasterKeySpec)(0),           // 19: keyhold.v1.CustomerMasterKeySpec
+	(OriginType)(0),                      // 20: keyhold.v1.OriginType
+	(KeyCustodyType)(0),                  // 21: keyhold.v1.KeyCustodyType
+	(*KeyMetadata)(nil),                  // 22: keyhold.v1.KeyMetadata
+	(*KeyListEntry)(nil),                 // 23: keyhold.v1.KeyListEntry
+	(*timestamppb.Timestamp)(nil),        // 24: google.protobuf.Timestamp
+	(KeyState)(0),                        // 25: keyhold.v1.KeyState
+	(*CreateAliasRequest)(nil),           // 26: keyhold.v1.CreateAliasRequest
+	(*UpdateAliasRequest)(nil),           // 27: keyhold.v1.UpdateAliasRequest
+	(*DeleteAliasRequest)(nil),           // 28: keyhold.v1.DeleteAliasRequest
+	(*ListAliasesRequest)(nil),           // 29: keyhold.v1.ListAliasesRequest
+	(*CreateAliasResponse)(nil),          // 30: keyhold.v1.CreateAliasResponse
+	(*UpdateAliasResponse)(nil),          // 31: keyhold.v1.UpdateAliasResponse
+	(*DeleteAliasResponse)(nil),          // 32: keyhold.v1.DeleteAliasResponse
+	(*ListAliasesResponse)(nil),          // 33: keyhold.v1.ListAliasesResponse
 }
 var file_keyhold_v1_key_management_service_proto_depIdxs = []int32{
 	16, // 0: keyhold.v1.CreateKeyRequest.key_usage:type_name -> keyhold.v1.KeyUsageType
 	17, // 1: keyhold.v1.CreateKeyRequest.key_spec:type_name -> keyhold.v1.KeySpec
 	18, // 2: keyhold.v1.CreateKeyRequest.tags:type_name -> keyhold.v1.Tag
-	19, // 3: keyhold.v1.CreateKeyRequest.key_custody:type_name -> keyhold.v1.KeyCustodyType
-	20, // 4: keyhold.v1.CreateKeyResponse.key_metadata:type_name -> keyhold.v1.KeyMetadata
-	20, // 5: keyhold.v1.DescribeKeyResponse.key_metadata:type_name -> keyhold.v1.KeyMetadata
-	21, // 6: keyhold.v1.ListKeysResponse.keys:type_name -> keyhold.v1.KeyListEntry
-	22, // 7: keyhold.v1.ScheduleKeyDeletionResponse.deletion_date:type_name -> google.protobuf.Timestamp
-	23, // 8: keyhold.v1.ScheduleKeyDeletionResponse.key_state:type_name -> keyhold.v1.KeyState
-	0,  // 9: keyhold.v1.KeyManagementService.CreateKey:input_type -> keyhold.v1.CreateKeyRequest
-	2,  // 10: keyhold.v1.KeyManagementService.DescribeKey:input_type -> keyhold.v1.DescribeKeyRequest
-	4,  // 11: keyhold.v1.KeyManagementService.ListKeys:input_type -> keyhold.v1.ListKeysRequest
-	6,  // 12: keyhold.v1.KeyManagementService.EnableKey:input_type -> keyhold.v1.EnableKeyRequest
-	8,  // 13: keyhold.v1.KeyManagementService.DisableKey:input_type -> keyhold.v1.DisableKeyRequest
-	10, // 14: keyhold.v1.KeyManagementService.ScheduleKeyDeletion:input_type -> keyhold.v1.ScheduleKeyDeletionRequest
-	12, // 15: keyhold.v1.KeyManagementService.CancelKeyDeletion:input_type -> keyhold.v1.CancelKeyDeletionRequest
-	24, // 16: keyhold.v1.KeyManagementService.CreateAlias:input_type -> keyhold.v1.CreateAliasRequest
-	25, // 17: keyhold.v1.KeyManagementService.UpdateAlias:input_type -> keyhold.v1.UpdateAliasRequest
-	26, // 18: keyhold.v1.KeyManagementService.DeleteAlias:input_type -> keyhold.v1.DeleteAliasRequest
-	27, // 19: keyhold.v1.KeyManagementService.ListAliases:input_type -> keyhold.v1.ListAliasesRequest
-	14, // 20: keyhold.v1.KeyManagementService.UpdateKeyDescription:input_type -> keyhold.v1.UpdateKeyDescriptionRequest
-	1,  // 21: keyhold.v1.KeyManagementService.CreateKey:output_type -> keyhold.v1.CreateKeyResponse
-	3,  // 22: keyhold.v1.KeyManagementService.DescribeKey:output_type -> keyhold.v1.DescribeKeyResponse
-	5,  // 23: keyhold.v1.KeyManagementService.ListKeys:output_type -> keyhold.v1.ListKeysResponse
-	7,  // 24: keyhold.v1.KeyManagementService.EnableKey:output_type -> keyhold.v1.EnableKeyResponse
-	9,  // 25: keyhold.v1.KeyManagementService.DisableKey:output_type -> keyhold.v1.DisableKeyResponse
-	11, // 26: keyhold.v1.KeyManagementService.ScheduleKeyDeletion:output_type -> keyhold.v1.ScheduleKeyDeletionResponse
-	13, // 27: keyhold.v1.KeyManagementService.CancelKeyDeletion:output_type -> keyhold.v1.CancelKeyDeletionResponse
-	28, // 28: keyhold.v1.KeyManagementService.CreateAlias:output_type -> keyhold.v1.CreateAliasResponse
-	29, // 29: keyhold.v1.KeyManagementService.UpdateAlias:output_type -> keyhold.v1.UpdateAliasResponse
-	30, // 30: keyhold.v1.KeyManagementService.DeleteAlias:output_type -> keyhold.v1.DeleteAliasResponse
-	31, // 31: keyhold.v1.KeyManagementService.ListAliases:output_type -> keyhold.v1.ListAliasesResponse
-	15, // 32: keyhold.v1.KeyManagementService.UpdateKeyDescription:output_type -> keyhold.v1.UpdateKeyDescriptionResponse
-	21, // [21:33] is the sub-list for method output_type
-	9,  // [9:21] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	19, // 3: keyhold.v1.CreateKeyRequest.customer_master_key_spec:type_name -> keyhold.v1.CustomerMasterKeySpec
+	20, // 4: keyhold.v1.CreateKeyRequest.origin:type_name -> keyhold.v1.OriginType
+	21, // 5: keyhold.v1.CreateKeyRequest.key_custody:type_name -> keyhold.v1.KeyCustodyType
+	22, // 6: keyhold.v1.CreateKeyResponse.key_metadata:type_name -> keyhold.v1.KeyMetadata
+	22, // 7: keyhold.v1.DescribeKeyResponse.key_metadata:type_name -> keyhold.v1.KeyMetadata
+	23, // 8: keyhold.v1.ListKeysResponse.keys:type_name -> keyhold.v1.KeyListEntry
+	24, // 9: keyhold.v1.ScheduleKeyDeletionResponse.deletion_date:type_name -> google.protobuf.Timestamp
+	25, // 10: keyhold.v1.ScheduleKeyDeletionResponse.key_state:type_name -> keyhold.v1.KeyState
+	0,  // 11: keyhold.v1.KeyManagementService.CreateKey:input_type -> keyhold.v1.CreateKeyRequest
+	2,  // 12: keyhold.v1.KeyManagementService.DescribeKey:input_type -> keyhold.v1.DescribeKeyRequest
+	4,  // 13: keyhold.v1.KeyManagementService.ListKeys:input_type -> keyhold.v1.ListKeysRequest
+	6,  // 14: keyhold.v1.KeyManagementService.EnableKey:input_type -> keyhold.v1.EnableKeyRequest
+	8,  // 15: keyhold.v1.KeyManagementService.DisableKey:input_type -> keyhold.v1.DisableKeyRequest
+	10, // 16: keyhold.v1.KeyManagementService.ScheduleKeyDeletion:input_type -> keyhold.v1.ScheduleKeyDeletionRequest
+	12, // 17: keyhold.v1.KeyManagementService.CancelKeyDeletion:input_type -> keyhold.v1.CancelKeyDeletionRequest
+	26, // 18: keyhold.v1.KeyManagementService.CreateAlias:input_type -> keyhold.v1.CreateAliasRequest
+	27, // 19: keyhold.v1.KeyManagementService.UpdateAlias:input_type -> keyhold.v1.UpdateAliasRequest
+	28, // 20: keyhold.v1.KeyManagementService.DeleteAlias:input_type -> keyhold.v1.DeleteAliasRequest
+	29, // 21: keyhold.v1.KeyManagementService.ListAliases:input_type -> keyhold.v1.ListAliasesRequest
+	14, // 22: keyhold.v1.KeyManagementService.UpdateKeyDescription:input_type -> keyhold.v1.UpdateKeyDescriptionRequest
+	1,  // 23: keyhold.v1.KeyManagementService.CreateKey:output_type -> keyhold.v1.CreateKeyResponse
+	3,  // 24: keyhold.v1.KeyManagementService.DescribeKey:output_type -> keyhold.v1.DescribeKeyResponse
+	5,  // 25: keyhold.v1.KeyManagementService.ListKeys:output_type -> keyhold.v1.ListKeysResponse
+	7,  // 26: keyhold.v1.KeyManagementService.EnableKey:output_type -> keyhold.v1.EnableKeyResponse
+	9,  // 27: keyhold.v1.KeyManagementService.DisableKey:output_type -> keyhold.v1.DisableKeyResponse
+	11, // 28: keyhold.v1.KeyManagementService.ScheduleKeyDeletion:output_type -> keyhold.v1.ScheduleKeyDeletionResponse
+	13, // 29: keyhold.v1.KeyManagementService.CancelKeyDeletion:output_type -> keyhold.v1.CancelKeyDeletionResponse
+	30, // 30: keyhold.v1.KeyManagementService.CreateAlias:output_type -> keyhold.v1.CreateAliasResponse
+	31, // 31: keyhold.v1.KeyManagementService.UpdateAlias:output_type -> keyhold.v1.UpdateAliasResponse
+	32, // 32: keyhold.v1.KeyManagementService.DeleteAlias:output_type -> keyhold.v1.DeleteAliasResponse
+	33, // 33: keyhold.v1.KeyManagementService.ListAliases:output_type -> keyhold.v1.ListAliasesResponse
+	15, // 34: keyhold.v1.KeyManagementService.UpdateKeyDescription:output_type -> keyhold.v1.UpdateKeyDescriptionResponse
+	23, // [23:35] is the sub-list for method output_type
+	11, // [11:23] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_keyhold_v1_key_management_service_proto_init() }
@@ -1047,8 +1146,10 @@ func file_keyhold_v1_key_management_service_proto_init() {
 		return
 	}
 	file_keyhold_v1_aliases_proto_init()
+	file_keyhold_v1_legacy_proto_init()
 	file_keyhold_v1_options_proto_init()
 	file_keyhold_v1_types_proto_init()
+	file_keyhold_v1_key_management_service_proto_msgTypes[0].OneofWrappers = []any{}
 	file_keyhold_v1_key_management_service_proto_msgTypes[4].OneofWrappers = []any{}
 	file_keyhold_v1_key_management_service_proto_msgTypes[5].OneofWrappers = []any{}
 	file_keyhold_v1_key_management_service_proto_msgTypes[10].OneofWrappers = []any{}

@@ -95,7 +95,10 @@ type Operation struct {
 	Errors []string `protobuf:"bytes,5,rep,name=errors,proto3" json:"errors,omitempty"`
 	// It carries other operations, whose permissions, errors and records are
 	// their own. It needs none for itself.
-	Batch         bool `protobuf:"varint,6,opt,name=batch,proto3" json:"batch,omitempty"`
+	Batch bool `protobuf:"varint,6,opt,name=batch,proto3" json:"batch,omitempty"`
+	// Declared, and not built: the answer is UnsupportedOperationException, to
+	// everyone who is authenticated and whose request is valid.
+	Unbuilt       bool `protobuf:"varint,7,opt,name=unbuilt,proto3" json:"unbuilt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -168,6 +171,13 @@ func (x *Operation) GetErrors() []string {
 func (x *Operation) GetBatch() bool {
 	if x != nil {
 		return x.Batch
+	}
+	return false
+}
+
+func (x *Operation) GetUnbuilt() bool {
+	if x != nil {
+		return x.Unbuilt
 	}
 	return false
 }
@@ -253,6 +263,22 @@ var file_keyhold_v1_options_proto_extTypes = []protoimpl.ExtensionInfo{
 		Tag:           "varint,50100,opt,name=emit_empty",
 		Filename:      "keyhold/v1/options.proto",
 	},
+	{
+		ExtendedType:  (*descriptorpb.FieldOptions)(nil),
+		ExtensionType: (*bool)(nil),
+		Field:         50101,
+		Name:          "keyhold.v1.unbuilt",
+		Tag:           "varint,50101,opt,name=unbuilt",
+		Filename:      "keyhold/v1/options.proto",
+	},
+	{
+		ExtendedType:  (*descriptorpb.EnumValueOptions)(nil),
+		ExtensionType: (*bool)(nil),
+		Field:         50100,
+		Name:          "keyhold.v1.unbuilt_value",
+		Tag:           "varint,50100,opt,name=unbuilt_value",
+		Filename:      "keyhold/v1/options.proto",
+	},
 }
 
 // Extension fields to descriptorpb.MethodOptions.
@@ -278,6 +304,21 @@ var (
 	//
 	// optional bool emit_empty = 50100;
 	E_EmitEmpty = &file_keyhold_v1_options_proto_extTypes[2]
+	// Declared, and not built: a request that sets it is refused with
+	// UnsupportedOperationException, never carried out as if it had not. A bool
+	// that is false says what its absence says, and is accepted.
+	//
+	// optional bool unbuilt = 50101;
+	E_Unbuilt = &file_keyhold_v1_options_proto_extTypes[3]
+)
+
+// Extension fields to descriptorpb.EnumValueOptions.
+var (
+	// Declared, and not built: a request that holds it is refused with
+	// UnsupportedOperationException.
+	//
+	// optional bool unbuilt_value = 50100;
+	E_UnbuiltValue = &file_keyhold_v1_options_proto_extTypes[4]
 )
 
 var File_keyhold_v1_options_proto protoreflect.FileDescriptor
@@ -285,7 +326,7 @@ var File_keyhold_v1_options_proto protoreflect.FileDescriptor
 const file_keyhold_v1_options_proto_rawDesc = "" +
 	"\n" +
 	"\x18keyhold/v1/options.proto\x12\n" +
-	"keyhold.v1\x1a google/protobuf/descriptor.proto\"\xd8\x01\n" +
+	"keyhold.v1\x1a google/protobuf/descriptor.proto\"\xf2\x01\n" +
 	"\tOperation\x128\n" +
 	"\vpermissions\x18\x01 \x03(\v2\x16.keyhold.v1.PermissionR\vpermissions\x12'\n" +
 	"\x05plane\x18\x02 \x01(\x0e2\x11.keyhold.v1.PlaneR\x05plane\x12\x1b\n" +
@@ -293,7 +334,8 @@ const file_keyhold_v1_options_proto_rawDesc = "" +
 	"\n" +
 	"empty_body\x18\x04 \x01(\bR\temptyBody\x12\x16\n" +
 	"\x06errors\x18\x05 \x03(\tR\x06errors\x12\x14\n" +
-	"\x05batch\x18\x06 \x01(\bR\x05batch\"K\n" +
+	"\x05batch\x18\x06 \x01(\bR\x05batch\x12\x18\n" +
+	"\aunbuilt\x18\a \x01(\bR\aunbuilt\"K\n" +
 	"\n" +
 	"Permission\x12\x16\n" +
 	"\x06action\x18\x01 \x01(\tR\x06action\x12%\n" +
@@ -306,7 +348,9 @@ const file_keyhold_v1_options_proto_rawDesc = "" +
 	"\toperation\x12\x1e.google.protobuf.MethodOptions\x18\xb4\x87\x03 \x01(\v2\x15.keyhold.v1.OperationR\toperation\x88\x01\x01:F\n" +
 	"\rpascal_values\x12\x1c.google.protobuf.EnumOptions\x18\xb4\x87\x03 \x01(\bR\fpascalValues\x88\x01\x01:A\n" +
 	"\n" +
-	"emit_empty\x12\x1d.google.protobuf.FieldOptions\x18\xb4\x87\x03 \x01(\bR\temitEmpty\x88\x01\x01B7Z5github.com/keyhold/keyhold/proto/keyhold/v1;keyholdv1b\x06proto3"
+	"emit_empty\x12\x1d.google.protobuf.FieldOptions\x18\xb4\x87\x03 \x01(\bR\temitEmpty\x88\x01\x01:<\n" +
+	"\aunbuilt\x12\x1d.google.protobuf.FieldOptions\x18\xb5\x87\x03 \x01(\bR\aunbuilt\x88\x01\x01:K\n" +
+	"\runbuilt_value\x12!.google.protobuf.EnumValueOptions\x18\xb4\x87\x03 \x01(\bR\funbuiltValue\x88\x01\x01B7Z5github.com/keyhold/keyhold/proto/keyhold/v1;keyholdv1b\x06proto3"
 
 var (
 	file_keyhold_v1_options_proto_rawDescOnce sync.Once
@@ -323,12 +367,13 @@ func file_keyhold_v1_options_proto_rawDescGZIP() []byte {
 var file_keyhold_v1_options_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_keyhold_v1_options_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
 var file_keyhold_v1_options_proto_goTypes = []any{
-	(Plane)(0),                         // 0: keyhold.v1.Plane
-	(*Operation)(nil),                  // 1: keyhold.v1.Operation
-	(*Permission)(nil),                 // 2: keyhold.v1.Permission
-	(*descriptorpb.MethodOptions)(nil), // 3: google.protobuf.MethodOptions
-	(*descriptorpb.EnumOptions)(nil),   // 4: google.protobuf.EnumOptions
-	(*descriptorpb.FieldOptions)(nil),  // 5: google.protobuf.FieldOptions
+	(Plane)(0),                            // 0: keyhold.v1.Plane
+	(*Operation)(nil),                     // 1: keyhold.v1.Operation
+	(*Permission)(nil),                    // 2: keyhold.v1.Permission
+	(*descriptorpb.MethodOptions)(nil),    // 3: google.protobuf.MethodOptions
+	(*descriptorpb.EnumOptions)(nil),      // 4: google.protobuf.EnumOptions
+	(*descriptorpb.FieldOptions)(nil),     // 5: google.protobuf.FieldOptions
+	(*descriptorpb.EnumValueOptions)(nil), // 6: google.protobuf.EnumValueOptions
 }
 var file_keyhold_v1_options_proto_depIdxs = []int32{
 	2, // 0: keyhold.v1.Operation.permissions:type_name -> keyhold.v1.Permission
@@ -336,11 +381,13 @@ var file_keyhold_v1_options_proto_depIdxs = []int32{
 	3, // 2: keyhold.v1.operation:extendee -> google.protobuf.MethodOptions
 	4, // 3: keyhold.v1.pascal_values:extendee -> google.protobuf.EnumOptions
 	5, // 4: keyhold.v1.emit_empty:extendee -> google.protobuf.FieldOptions
-	1, // 5: keyhold.v1.operation:type_name -> keyhold.v1.Operation
-	6, // [6:6] is the sub-list for method output_type
-	6, // [6:6] is the sub-list for method input_type
-	5, // [5:6] is the sub-list for extension type_name
-	2, // [2:5] is the sub-list for extension extendee
+	5, // 5: keyhold.v1.unbuilt:extendee -> google.protobuf.FieldOptions
+	6, // 6: keyhold.v1.unbuilt_value:extendee -> google.protobuf.EnumValueOptions
+	1, // 7: keyhold.v1.operation:type_name -> keyhold.v1.Operation
+	8, // [8:8] is the sub-list for method output_type
+	8, // [8:8] is the sub-list for method input_type
+	7, // [7:8] is the sub-list for extension type_name
+	2, // [2:7] is the sub-list for extension extendee
 	0, // [0:2] is the sub-list for field type_name
 }
 
@@ -356,7 +403,7 @@ func file_keyhold_v1_options_proto_init() {
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keyhold_v1_options_proto_rawDesc), len(file_keyhold_v1_options_proto_rawDesc)),
 			NumEnums:      1,
 			NumMessages:   2,
-			NumExtensions: 3,
+			NumExtensions: 5,
 			NumServices:   0,
 		},
 		GoTypes:           file_keyhold_v1_options_proto_goTypes,
