@@ -69,10 +69,12 @@ var internalImports = map[string]reasons{
 	},
 
 	"server/store/sqlite": {
-		"server/kms": "it implements kms.Store",
+		"server/kms":      "it implements kms.Store",
+		"server/identity": "it implements identity.AccessKeyStore",
 	},
 	"server/store/storetest": {
-		"server/kms": "the promises of kms.Store, as subtests",
+		"server/kms":      "the promises of kms.Store, as subtests",
+		"server/identity": "the promises of identity.AccessKeyStore, as subtests",
 	},
 
 	"server/grpcapi": {
