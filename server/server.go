@@ -49,6 +49,9 @@ type Server struct {
 	tokens  map[string]*hsm.Token
 	// Core is the key service, for commands that work on it without a door.
 	Core *kms.Service
+	// AccessKeys are those of the principals, for doors whose requests are signed.
+	AccessKeys *identity.AccessKeys
+	sealKey    *kms.SealKey
 
 	tls       *tls.Config
 	directory *identity.Directory
@@ -79,6 +82,9 @@ func New(ctx context.Context, cfg *Config, opts Options) (s *Server, err error) 
 	if err = s.openTokens(opts.Logger); err != nil {
 		return s, err
 	}
+	if err = s.openAccessKeys(ctx); err != nil {
+		return s, err
+	}
 	durability, err := audit.ParseDurability(cfg.Audit.Durability)
 	if err != nil {
 		return s, err
@@ -89,7 +95,7 @@ func New(ctx context.Context, cfg *Config, opts Options) (s *Server, err error) 
 	}
 	s.Core, err = kms.New(ctx, kms.Config{
 		Store: s.store, Regions: regions, Journal: s.journal, Logger: s.log, DataDurability: durability,
-		Limits: kms.Limits(cfg.Limits), Observer: s.metrics, ClockConfirmed: s.clockConfirmed,
+		Limits: kms.Limits(cfg.Limits), Observer: s.metrics, ClockConfirmed: s.clockConfirmed, AccessKeys: s.AccessKeys,
 	})
 	if err != nil {
 		return s, err
@@ -148,7 +154,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	door, err := grpcapi.New(grpcapi.Config{
-		Core: s.Core, Principals: func() *identity.Directory { return s.directory }, TLS: s.tls, MaxConnections: s.cfg.GRPC.MaxConnections,
+		Core: s.Core, Principals: s.Principals, TLS: s.tls, MaxConnections: s.cfg.GRPC.MaxConnections,
 		DefaultRegion: s.cfg.Regions[0].Name, Logger: s.log, Refused: s.metrics.Refused,
 	})
 	if err != nil {
@@ -172,6 +178,8 @@ func (s *Server) Run(ctx context.Context) error {
 	wg.Go(func() { cancel(door.Serve(grpcListener)) })
 	wg.Go(func() { cancel(admin.Serve(adminListener)) })
 	wg.Go(func() { s.Core.Run(serving) })
+	wg.Go(func() { s.AccessKeys.Run(serving) })
+	wg.Go(func() { s.findSealKey(serving) })
 	addresses := Addresses{GRPC: grpcListener.Addr().String(), Admin: adminListener.Addr().String()}
 	s.log.InfoContext(ctx, "serving", "grpc", addresses.GRPC, "admin", addresses.Admin)
 	if s.opts.Serving != nil {
@@ -208,6 +216,9 @@ func (s *Server) Close(ctx context.Context) {
 	defer cancel()
 	if s.Core != nil {
 		s.Core.Close()
+	}
+	if s.AccessKeys != nil {
+		s.AccessKeys.Flush(ctx)
 	}
 	for name, t := range s.tokens {
 		if t == nil {

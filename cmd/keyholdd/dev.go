@@ -78,6 +78,9 @@ func runDev(ctx context.Context, opts dev.Options, stdout, stderr io.Writer) err
 	}
 	wait, cancel := context.WithTimeout(ctx, readyTimeout)
 	if _, err = s.EnsureCanaries(wait); err == nil {
+		_, err = s.EnsureSealKey(wait)
+	}
+	if err == nil {
 		err = s.WaitReady(wait)
 	}
 	cancel()

@@ -76,7 +76,8 @@ func translate(md protoreflect.MessageDescriptor, in map[string]any) map[string]
 		}
 		v, present := in[string(fd.Name())]
 		if !present {
-			if md.Name() == "ListKeysResponse" && name == "Keys" || md.Name() == "ListAliasesResponse" && name == "Aliases" {
+			if md.Name() == "ListKeysResponse" && name == "Keys" || md.Name() == "ListAliasesResponse" && name == "Aliases" ||
+				md.Name() == "ListAccessKeysResponse" && name == "AccessKeyMetadata" {
 				out[name] = []any{}
 			}
 			continue
@@ -104,7 +105,7 @@ func translateValue(fd protoreflect.FieldDescriptor, v any) any {
 		name := v.(string)
 		prefix := strings.TrimSuffix(string(fd.Enum().Values().Get(0).Name()), "UNSPECIFIED")
 		name = strings.TrimPrefix(name, prefix)
-		if fd.Enum().Name() == "KeyState" {
+		if fd.Enum().Name() == "KeyState" || fd.Enum().Name() == "AccessKeyStatus" {
 			pascal := ""
 			for part := range strings.SplitSeq(name, "_") {
 				pascal += part[:1] + strings.ToLower(part[1:])

@@ -89,7 +89,7 @@ func TestEveryOperationIsRecorded(t *testing.T) {
 		})
 	}
 	for op := range methods() {
-		if !covered[op] {
+		if !covered[op] && !ofAccessKeys(op) { // TestAccessKeyRecords
 			t.Errorf("%s is not tested for its record", op)
 		}
 	}

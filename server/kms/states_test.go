@@ -122,7 +122,7 @@ func TestKeyStates(t *testing.T) {
 		covered[strings.Fields(row.name)[0]] = true
 	}
 	for op := range methods() {
-		if !covered[op] {
+		if !covered[op] && !ofAccessKeys(op) {
 			t.Errorf("%s is not in the table of key states", op)
 		}
 	}
