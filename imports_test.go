@@ -51,6 +51,11 @@ var internalImports = map[string]reasons{
 	"server/sigv4":      {}, // two doors use it, with other services and other keys
 	"server/sigv4/sign": {}, // nor does it share code with the verifier: each is a test of the other
 
+	"server/identity/credentials": {
+		"server/identity": "the access keys",
+		"server/sigv4":    "which neither knows nor is known by them",
+	},
+
 	"server/kms": {
 		"server/policy":      "the decision of step 6",
 		"server/identity":    "who calls",
