@@ -130,9 +130,12 @@ var internalImports = map[string]reasons{
 		"server/kms":          "what records and tokens must agree on",
 		"server/store/sqlite": "it looks at the store",
 		"server/audit":        "it looks at the journal",
+		"server/identity":     "it looks at access keys, and whose they are",
 		"hsm":                 "it looks at tokens without a server",
-		"hsm/witness":         "it runs the witness",
-		"proto/awsjson":       "it names key types as AWS spells them",
+
+		"server/kms/tokenstore": "it opens the secrets of access keys as the server does",
+		"hsm/witness":           "it runs the witness",
+		"proto/awsjson":         "it names key types as AWS spells them",
 	},
 
 	"internal/bench": {},
