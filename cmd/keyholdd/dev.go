@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -83,6 +84,9 @@ func runDev(ctx context.Context, opts dev.Options, stdout, stderr io.Writer) err
 	if err == nil {
 		err = s.WaitReady(wait)
 	}
+	if err == nil {
+		err = giveRootAccessKey(wait, world, s)
+	}
 	cancel()
 	if err != nil {
 		return err
@@ -91,6 +95,20 @@ func runDev(ctx context.Context, opts dev.Options, stdout, stderr io.Writer) err
 		return err
 	}
 	return context.Cause(running) // the settings could not be written
+}
+
+// giveRootAccessKey sees to it that the root principal has the access key that the
+// environment or the folder says.
+func giveRootAccessKey(ctx context.Context, world *dev.World, s *server.Server) error {
+	k, err := world.AccessKey(os.Getenv)
+	if err != nil {
+		return err
+	}
+	defer k.Secret.Wipe()
+	if err := s.Core.ImportAccessKey(ctx, world.RootARN(), k.ID, k.Secret, k.Replaces); err != nil {
+		return fmt.Errorf("the root principal's access key: %w", err)
+	}
+	return world.KeepAccessKey(k)
 }
 
 func greet(w io.Writer, world *dev.World, a server.Addresses) {

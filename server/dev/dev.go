@@ -107,7 +107,7 @@ func (w *World) configure(dir string) error {
 		GRPC:    server.GRPCConfig{Listen: w.opts.GRPC, Cert: w.certs.serverCert, Key: w.certs.serverKey, ClientCA: w.certs.ca},
 		Admin:   server.AdminConfig{Listen: w.opts.Admin},
 		Principals: []server.PrincipalConfig{
-			{ARN: "arn:aws:iam::" + w.opts.Account + ":root", Subjects: []string{rootSubject}},
+			{ARN: w.RootARN(), Subjects: []string{rootSubject}},
 		},
 		Audit:      server.AuditConfig{Durability: w.opts.AuditDurability},
 		TrustClock: true, // development machines sleep

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -354,26 +355,33 @@ func (a *AccessKeys) Delete(ctx context.Context, id string) error {
 	return nil // it is gone after all
 }
 
+// Has tells whether a principal has an active key of that id and secret.
+func (a *AccessKeys) Has(ctx context.Context, p *Principal, id string, secret Secret) bool {
+	k := a.get(id)
+	if k == nil || k.rec.Principal != p.ARN || !k.rec.Active {
+		return false
+	}
+	have, err := a.Open(ctx, k)
+	defer have.Wipe()
+	return err == nil && subtle.ConstantTimeCompare(have, secret) == 1
+}
+
 // Import makes an active key with an id and a secret of somebody's choice, for
 // development, without regard to how many keys the principal has. A key of that id
-// that is another's or has another secret is replaced. The secret stays the caller's. changed
-// is false where all was so already. ErrInvalidAccessKey.
-func (a *AccessKeys) Import(ctx context.Context, p *Principal, id string, secret Secret) (changed bool, err error) {
+// is replaced, and one of the id replaces, if that is the principal's, is deleted.
+// The secret stays the caller's. ErrInvalidAccessKey.
+func (a *AccessKeys) Import(ctx context.Context, p *Principal, id string, secret Secret, replaces string) error {
 	if err := errors.Join(CheckAccessKeyID(id), checkSecret(secret)); err != nil {
-		return false, err
+		return err
 	}
-	if k := a.get(id); k != nil {
-		old, err := a.Open(ctx, k)
-		same := err == nil && subtle.ConstantTimeCompare(old, secret) == 1 && k.rec.Principal == p.ARN && k.rec.Active
-		old.Wipe()
-		if same {
-			return false, nil
+	for _, old := range []string{id, replaces} {
+		if k := a.get(old); k == nil || old != id && k.rec.Principal != p.ARN {
+			continue
 		}
-		if err := a.Delete(ctx, id); err != nil && !errors.Is(err, ErrNoAccessKey) {
-			return false, err
+		if err := a.Delete(ctx, old); err != nil && !errors.Is(err, ErrNoAccessKey) {
+			return err
 		}
 	}
-	const any = int(^uint(0) >> 1)
-	_, err = a.insert(ctx, p, id, secret, any)
-	return err == nil, err
+	_, err := a.insert(ctx, p, id, secret, math.MaxInt)
+	return err
 }

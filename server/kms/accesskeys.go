@@ -196,10 +196,11 @@ func accessKeyError(id string, err error) error {
 	return err
 }
 
-// ImportAccessKey makes an access key with an id and a secret of somebody's choice,
-// for development; see identity.AccessKeys.Import. It is recorded as the service's
-// own work. The secret stays the caller's.
-func (s *Service) ImportAccessKey(ctx context.Context, principal, id string, secret identity.Secret) error {
+// ImportAccessKey gives a principal an access key with an id and a secret of
+// somebody's choice, for development, in place of the one of the id replaces, if
+// any; see identity.AccessKeys.Import. Where something changes it is recorded as the
+// service's own work. The secret stays the caller's.
+func (s *Service) ImportAccessKey(ctx context.Context, principal, id string, secret identity.Secret, replaces string) error {
 	if err := s.hasAccessKeys(); err != nil {
 		return err
 	}
@@ -207,11 +208,14 @@ func (s *Service) ImportAccessKey(ctx context.Context, principal, id string, sec
 	if p == nil {
 		return fmt.Errorf("import an access key: there is no principal %s", principal)
 	}
+	if replaces == "" && s.accessKeys.Has(ctx, p, id, secret) {
+		return nil
+	}
 	region := s.anyRegion()
 	if err := s.recordOwn(ctx, "ImportAccessKey", p.ARN, p.Account, region, audit.PhaseIntent, nil); err != nil {
 		return fmt.Errorf("%w: %w", errNoRecord, err)
 	}
-	_, err := s.accessKeys.Import(ctx, p, id, secret)
+	err := s.accessKeys.Import(ctx, p, id, secret, replaces)
 	return errors.Join(err, s.recordOwn(context.WithoutCancel(ctx), "ImportAccessKey", p.ARN, p.Account, region, audit.PhaseOutcome, err))
 }
 
