@@ -61,7 +61,7 @@ func (e *exam) sealKey(ctx context.Context, keys []*identity.AccessKeyRecord) {
 	var closed []string
 	sealer := server.AccessKeySealer(key)
 	for _, k := range keys {
-		secret, err := sealer.Open(ctx, k.ID, k.SealedSecret)
+		secret, err := sealer.Open(ctx, k.SealedFor(), k.SealedSecret)
 		clear(secret)
 		if err != nil {
 			closed = append(closed, fmt.Sprintf("%s of %s: %s", k.ID, k.Principal, cause(err)))

@@ -21,9 +21,9 @@ func (i *installation) addAccessKey(id, principal string) *identity.AccessKeyRec
 	defer s.Close()
 	token := i.open()
 	defer hsmtest.Close(i.t, token)
-	sealed, err := server.AccessKeySealer(kms.NewSealKey(tokenstore.New(token), s.Instance())).Seal(i.t.Context(), id, identity.NewSecret())
+	r := &identity.AccessKeyRecord{ID: id, Principal: principal, Active: true, Created: time.Now()}
+	r.SealedSecret, err = server.AccessKeySealer(kms.NewSealKey(tokenstore.New(token), s.Instance())).Seal(i.t.Context(), r.SealedFor(), identity.NewSecret())
 	must(i.t, err)
-	r := &identity.AccessKeyRecord{ID: id, Principal: principal, Active: true, Created: time.Now(), SealedSecret: sealed}
 	must(i.t, s.InsertAccessKey(i.t.Context(), r))
 	return r
 }

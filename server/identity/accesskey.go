@@ -46,6 +46,11 @@ type AccessKeyRecord struct {
 	Revision int64
 }
 
+// SealedFor is the row that the secret is sealed for: the key's id, and whose it is,
+// so that who may write the store cannot make a key of their own somebody else's. An
+// id has no slash.
+func (r *AccessKeyRecord) SealedFor() string { return r.ID + "/" + r.Principal }
+
 // AccessKeyUse is when and for what an access key was used. The zero value means
 // that it was not.
 type AccessKeyUse struct {
@@ -78,7 +83,7 @@ type AccessKeyStore interface {
 	NoteAccessKeyUses(ctx context.Context, uses map[string]AccessKeyUse) error
 }
 
-// Sealer seals the secrets of access keys, each for the row of its id.
+// Sealer seals the secrets of access keys, each for a row (AccessKeyRecord.SealedFor).
 type Sealer interface {
 	// Seal returns what Open takes for the same row, and for no other. It keeps
 	// nothing of secret.

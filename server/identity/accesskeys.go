@@ -169,7 +169,7 @@ func (a *AccessKeys) Confirm(k *AccessKey, region, service string) (*Principal, 
 // Open returns the key's secret, which the caller wipes. Its errors are the
 // Sealer's.
 func (a *AccessKeys) Open(ctx context.Context, k *AccessKey) (Secret, error) {
-	secret, err := a.cfg.Sealer.Open(ctx, k.rec.ID, k.rec.SealedSecret)
+	secret, err := a.cfg.Sealer.Open(ctx, k.rec.SealedFor(), k.rec.SealedSecret)
 	if err != nil {
 		return nil, fmt.Errorf("access key %s: %w", k.rec.ID, err)
 	}
@@ -245,7 +245,8 @@ func (a *AccessKeys) roomLocked(p *Principal, most int) error {
 }
 
 func (a *AccessKeys) insert(ctx context.Context, p *Principal, id string, secret Secret, most int) (*AccessKeyRecord, error) {
-	sealed, err := a.cfg.Sealer.Seal(ctx, id, secret)
+	r := &AccessKeyRecord{ID: id, Principal: p.ARN, Active: true}
+	sealed, err := a.cfg.Sealer.Seal(ctx, r.SealedFor(), secret)
 	if err != nil {
 		return nil, err
 	}
@@ -254,7 +255,7 @@ func (a *AccessKeys) insert(ctx context.Context, p *Principal, id string, secret
 	if err := a.roomLocked(p, most); err != nil { // others were as fast
 		return nil, err
 	}
-	r := &AccessKeyRecord{ID: id, Principal: p.ARN, Active: true, Created: a.cfg.Now().UTC().Truncate(time.Second), SealedSecret: sealed}
+	r.Created, r.SealedSecret = a.cfg.Now().UTC().Truncate(time.Second), sealed
 	// What was begun is finished: a caller who goes away must not leave it unknown.
 	ctx = context.WithoutCancel(ctx)
 	err = a.cfg.Store.InsertAccessKey(ctx, r)

@@ -168,7 +168,8 @@ func TestCancelledWhileDeriving(t *testing.T) {
 }
 
 // What was sealed for one row does not serve another, nor what somebody wrote
-// there; and it does not look like a wrong signature.
+// there, nor one's own key under another's name; and it does not look like a wrong
+// signature.
 func TestExchangedSecrets(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -195,6 +196,18 @@ func TestExchangedSecrets(t *testing.T) {
 		}
 	}
 	w.accept(mallory, "bob")
+
+	if err := w.db.DeleteAccessKey(t.Context(), mallory.AccessKeyID); err != nil {
+		t.Fatal(err)
+	}
+	stored.Principal, stored.Revision = arn("alice"), 0
+	if err := w.db.InsertAccessKey(t.Context(), stored); err != nil {
+		t.Fatal(err)
+	}
+	w.start()
+	if p, err := w.try(mallory, false); !errors.Is(err, kms.ErrNotAuthentic) {
+		t.Errorf("a key of bob that was made alice's: %v, %v", p, err)
+	}
 }
 
 // Once a deactivation has returned, no request is accepted, however far it had
