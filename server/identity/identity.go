@@ -101,6 +101,8 @@ type Caller struct {
 	// Subject is what authenticated the principal, such as
 	// `spiffe://example.org/app`.
 	Subject string
+	// AccessKeyID is the access key that signed the request; empty where none did.
+	AccessKeyID string
 	// Region is the region that the request is for.
 	Region string
 	// Door is the way in: grpc, or keyhold for the service's own work.

@@ -152,6 +152,22 @@ func TestAccessKeyRecords(t *testing.T) {
 	}
 }
 
+// A record names the access key that signed the request.
+func TestSignedRequestsAreRecorded(t *testing.T) {
+	t.Parallel()
+	w, _ := newFakeWorld(t)
+	signed := alice()
+	signed.AccessKeyID = "AKIA1"
+	events := w.eventsOf(func() {
+		if _, err := tryAs[proto.Message](w, signed, &keyholdv1.ListKeysRequest{}); err != nil {
+			t.Error(describe(err))
+		}
+	})
+	if len(events) != 1 || events[0].UserIdentity["accessKeyId"] != "AKIA1" {
+		t.Errorf("recorded %+v", events)
+	}
+}
+
 // Nobody reaches principals and keys of another account, or learns whether they
 // exist.
 func TestAccessKeysOfOthers(t *testing.T) {

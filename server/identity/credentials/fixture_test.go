@@ -61,7 +61,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func sharedToken(t *testing.T) *hsm.Token {
+func sharedToken(t testing.TB) *hsm.Token {
 	t.Helper()
 	library := hsmtest.Library(t)
 	shared.once.Do(func() { shared.err = openShared(library) })
@@ -118,7 +118,7 @@ func (h *home) Open(ctx context.Context, l kms.Locator, aad []byte, s kms.Sealed
 
 // world is an installation as far as access keys go, over SoftHSM and SQLite.
 type world struct {
-	t          *testing.T
+	t          testing.TB
 	db         *sqlite.Store
 	home       *home
 	sealer     identity.Sealer
@@ -132,7 +132,7 @@ type world struct {
 	now time.Time
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{t: t, home: &home{Store: tokenstore.New(sharedToken(t))}, now: time.Date(2031, 5, 6, 7, 8, 9, 0, time.UTC)}
 	var err error
