@@ -59,7 +59,8 @@ func (s *Server) findSealKey(ctx context.Context) {
 // reports what it did. It refuses where values are sealed already: a new key would
 // not open them, and it would hide that theirs is lost.
 func (s *Server) EnsureSealKey(ctx context.Context) (done string, err error) {
-	key, sealed := s.sealKey, 0
+	key := s.sealKey
+	var sealed int
 	if key == nil { // init: nothing is open but the tokens
 		var instance string
 		if instance, sealed, err = sealedValues(ctx, s.cfg, s.opts); err != nil {

@@ -81,7 +81,7 @@ func TestAccessKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	var made struct {
-		AccessKey struct{ AccessKeyId, SecretAccessKey, PrincipalArn string } //nolint:revive // AWS's name
+		AccessKey struct{ AccessKeyId, SecretAccessKey, PrincipalArn string }
 	}
 	if err := json.Unmarshal(out, &made); err != nil || len(made.AccessKey.SecretAccessKey) != 40 {
 		t.Fatalf("%v: %s", err, out)

@@ -13,7 +13,9 @@ func TestAccessKey(t *testing.T) {
 	t.Parallel()
 	w := &World{EnvFile: filepath.Join(t.TempDir(), "dev.env"), opts: Options{Account: "000000000000"}}
 	get := func(id, secret string) (AccessKey, error) {
-		return w.AccessKey(func(name string) string { return map[string]string{EnvAccessKeyID: id, EnvSecretAccessKey: secret}[name] })
+		return w.AccessKey(func(name string) string {
+			return map[string]string{EnvAccessKeyID: id, EnvSecretAccessKey: secret}[name]
+		})
 	}
 	must := func(id, secret string) AccessKey {
 		t.Helper()

@@ -323,8 +323,14 @@ func TestImport(t *testing.T) {
 		id     string
 		secret identity.Secret
 	}{
-		{"", secret}, {"AKIA-1", secret}, {strings.Repeat("a", 129), secret}, {"a\n", secret},
-		{"AKIA", nil}, {"AKIA", identity.Secret(strings.Repeat("s", 257))}, {"AKIA", identity.Secret("a b")}, {"AKIA", identity.Secret("é")},
+		{"", secret},
+		{"AKIA-1", secret},
+		{strings.Repeat("a", 129), secret},
+		{"a\n", secret},
+		{"AKIA", nil},
+		{"AKIA", identity.Secret(strings.Repeat("s", 257))},
+		{"AKIA", identity.Secret("a b")},
+		{"AKIA", identity.Secret("é")},
 	} {
 		if err := w.keys.Import(t.Context(), w.p, c.id, c.secret, ""); !errors.Is(err, identity.ErrInvalidAccessKey) {
 			t.Errorf("%q with a secret of %d: %v", c.id, len(c.secret), err)
@@ -343,7 +349,7 @@ func TestSecretIsRedacted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, out := range []string{fmt.Sprint(s), fmt.Sprintf("%s %x %q %v %#v", s, s, s, []identity.Secret{s}, s), log.String(), string(b)} {
+	for _, out := range []string{fmt.Sprint(s), fmt.Sprintf("%x %q %v %#v", s, s, []identity.Secret{s}, s), log.String(), string(b)} {
 		if strings.Contains(out, clear) || strings.Contains(out, fmt.Sprintf("%x", clear)) || !strings.Contains(out, "[secret]") {
 			t.Errorf("printed as %q", strings.ReplaceAll(out, clear, "THE SECRET"))
 		}
