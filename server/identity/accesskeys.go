@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"bytes"
 	"context"
 	"crypto/subtle"
 	"errors"
@@ -59,7 +60,7 @@ type AccessKey struct {
 func (k *AccessKey) ID() string { return k.rec.ID }
 
 // Generation is a number that no other state of this or another key has had in
-// this process: it changes when the key is activated again.
+// this process: it is another one when the key is activated again.
 func (k *AccessKey) Generation() uint64 { return k.generation }
 
 // NewAccessKeys loads all records. It asks no token.
@@ -98,8 +99,14 @@ func (a *AccessKeys) Watch(changed func(id string)) {
 
 // put makes a record visible. writes is held, but in NewAccessKeys.
 func (a *AccessKeys) put(r *AccessKeyRecord) {
-	k := &AccessKey{rec: *r, generation: a.generation.Add(1)}
-	if old := a.get(r.ID); old != nil {
+	k := &AccessKey{rec: *r}
+	old := a.get(r.ID)
+	if old != nil && old.rec.Active && r.Active && bytes.Equal(old.rec.SealedSecret, r.SealedSecret) {
+		k.generation = old.generation // it was usable all the time: requests under way go on
+	} else {
+		k.generation = a.generation.Add(1)
+	}
+	if old != nil {
 		k.uses = old.uses
 	} else {
 		k.uses = &uses{last: r.LastUse}

@@ -89,6 +89,8 @@ func TestDerivesOnce(t *testing.T) {
 	}
 	check("at first", 1, alice)
 	check("again", 0, alice)
+	w.setActive(alice, true) // as it was
+	check("activated, though it was active", 0, alice)
 	check("another key", 1, alice, bob)
 	there := alice
 	there.Region = otherRegion
