@@ -349,7 +349,8 @@ func TestSecretIsRedacted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, out := range []string{fmt.Sprint(s), fmt.Sprintf("%x %q %v %#v", s, s, []identity.Secret{s}, s), log.String(), string(b)} {
+	verbs := []any{s, s, s, []identity.Secret{s}, s}
+	for _, out := range []string{fmt.Sprint(verbs...), fmt.Sprintf("%s %x %q %v %#v", verbs...), log.String(), string(b)} {
 		if strings.Contains(out, clear) || strings.Contains(out, fmt.Sprintf("%x", clear)) || !strings.Contains(out, "[secret]") {
 			t.Errorf("printed as %q", strings.ReplaceAll(out, clear, "THE SECRET"))
 		}

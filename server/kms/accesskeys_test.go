@@ -403,3 +403,39 @@ func TestSealKey(t *testing.T) {
 		})
 	}
 }
+
+// What cannot be recorded does not happen; what was done and cannot be recorded is
+// not answered, and can be found and deleted.
+func TestAccessKeysWithoutJournal(t *testing.T) {
+	t.Parallel()
+	var journal *faultyJournal
+	w, _ := newKeyWorld(t, func(w *world) {
+		journal = &faultyJournal{Journal: w.journal}
+		w.cfg.Journal = journal
+	})
+	failing := func(phase string) {
+		journal.failing(func(payload []byte) error {
+			if bytes.Contains(payload, []byte(`"phase":"`+phase+`"`)) {
+				return errors.New("the disk is on fire")
+			}
+			return nil
+		})
+	}
+	failing("intent")
+	if e := refuse(w, &keyholdv1.CreateAccessKeyRequest{}, kms.CodeInternal); !e.Unavailable || len(w.accessKeys()) != 0 {
+		t.Errorf("without an intent: %+v, %v", e, w.accessKeys())
+	}
+	failing("outcome")
+	refuse(w, &keyholdv1.CreateAccessKeyRequest{}, kms.CodeInternal)
+	list := w.accessKeys()
+	if len(list) != 1 {
+		t.Fatalf("without an outcome: %v", list)
+	}
+	// The deactivation holds though nobody could be told.
+	refuse(w, &keyholdv1.UpdateAccessKeyRequest{AccessKeyId: list[0].GetAccessKeyId(), Status: inactive}, kms.CodeInternal)
+	journal.failing(nil)
+	if list := w.accessKeys(); list[0].GetStatus() != inactive {
+		t.Errorf("after a deactivation without an outcome: %v", list)
+	}
+	do[proto.Message](w, &keyholdv1.DeleteAccessKeyRequest{AccessKeyId: list[0].GetAccessKeyId()})
+}
