@@ -51,6 +51,11 @@ var internalImports = map[string]reasons{
 	"server/sigv4":      {}, // two doors use it, with other services and other keys
 	"server/sigv4/sign": {}, // nor does it share code with the verifier: each is a test of the other
 
+	"server/identity/credentials": {
+		"server/identity": "the access keys",
+		"server/sigv4":    "which neither knows nor is known by them",
+	},
+
 	"server/kms": {
 		"server/policy":      "the decision of step 6",
 		"server/identity":    "who calls",
@@ -69,10 +74,12 @@ var internalImports = map[string]reasons{
 	},
 
 	"server/store/sqlite": {
-		"server/kms": "it implements kms.Store",
+		"server/kms":      "it implements kms.Store",
+		"server/identity": "it implements identity.AccessKeyStore",
 	},
 	"server/store/storetest": {
-		"server/kms": "the promises of kms.Store, as subtests",
+		"server/kms":      "the promises of kms.Store, as subtests",
+		"server/identity": "the promises of identity.AccessKeyStore, as subtests",
 	},
 
 	"server/door": {},
@@ -140,9 +147,12 @@ var internalImports = map[string]reasons{
 		"server/kms":          "what records and tokens must agree on",
 		"server/store/sqlite": "it looks at the store",
 		"server/audit":        "it looks at the journal",
+		"server/identity":     "it looks at access keys, and whose they are",
 		"hsm":                 "it looks at tokens without a server",
-		"hsm/witness":         "it runs the witness",
-		"proto/awsjson":       "it names key types as AWS spells them",
+
+		"server/kms/tokenstore": "it opens the secrets of access keys as the server does",
+		"hsm/witness":           "it runs the witness",
+		"proto/awsjson":         "it names key types as AWS spells them",
 	},
 
 	"internal/bench": {},

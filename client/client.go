@@ -74,6 +74,9 @@ type Client struct {
 	// Keys is the control plane: the life of keys and aliases.
 	Keys keyholdv1.KeyManagementServiceClient
 
+	// AccessKeys manages what principals sign requests with at other doors.
+	AccessKeys keyholdv1.AccessKeyServiceClient
+
 	// Health is the standard health service.
 	Health grpc_health_v1.HealthClient
 
@@ -116,11 +119,12 @@ func Dial(cfg Config) (*Client, error) {
 		return nil, fmt.Errorf("connect to %s: %w", cfg.Addr, err)
 	}
 	return &Client{
-		Crypto: keyholdv1.NewCryptographyServiceClient(conn),
-		Keys:   keyholdv1.NewKeyManagementServiceClient(conn),
-		Health: grpc_health_v1.NewHealthClient(conn),
-		conn:   conn,
-		retry:  cfg.Retry, timeout: cfg.Timeout,
+		Crypto:     keyholdv1.NewCryptographyServiceClient(conn),
+		Keys:       keyholdv1.NewKeyManagementServiceClient(conn),
+		AccessKeys: keyholdv1.NewAccessKeyServiceClient(conn),
+		Health:     grpc_health_v1.NewHealthClient(conn),
+		conn:       conn,
+		retry:      cfg.Retry, timeout: cfg.Timeout,
 	}, nil
 }
 

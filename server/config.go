@@ -27,6 +27,9 @@ const maxConfigBytes = 1 << 20
 // answered.
 const minSegmentBytes = 256 << 10
 
+// maxAccessKeysPerPrincipal keeps the list of a principal's keys one answer.
+const maxAccessKeysPerPrincipal = 100
+
 // Config is a configuration file. Its comments are the manual: every field
 // says what it means, its unit and its default. Unknown fields are refused.
 // Secrets are never in it; it says where they are.
@@ -182,6 +185,10 @@ type LimitsConfig struct {
 	// second to the data plane and the control plane. Default: unlimited.
 	DataPerSecond    int `yaml:"data_per_second,omitempty"`
 	ControlPerSecond int `yaml:"control_per_second,omitempty"`
+	// AccessKeysPerPrincipal bounds a principal's access keys, active or not, 1
+	// to 100. Default 2: one can be replaced by the other without a gap, and
+	// there is nothing to forget.
+	AccessKeysPerPrincipal int `yaml:"access_keys_per_principal,omitempty"`
 }
 
 // LogConfig is the log on standard error.
@@ -293,8 +300,11 @@ func (c *Config) Check() error {
 		fail("shutdown_grace is negative")
 	}
 	l := c.Limits
-	if min(l.KeysPerAccount, l.AliasesPerKey, l.InFlight, l.DataPerSecond, l.ControlPerSecond) < 0 {
+	if min(l.KeysPerAccount, l.AliasesPerKey, l.InFlight, l.DataPerSecond, l.ControlPerSecond, l.AccessKeysPerPrincipal) < 0 {
 		fail("limits: a limit is negative; leave it out for the default")
+	}
+	if l.AccessKeysPerPrincipal > maxAccessKeysPerPrincipal {
+		fail("limits.access_keys_per_principal is %d: at most %d are possible", l.AccessKeysPerPrincipal, maxAccessKeysPerPrincipal)
 	}
 	if _, err := c.directory(); err != nil {
 		fail("principals: %w", err)

@@ -14,14 +14,14 @@ import (
 )
 
 // Initialise makes what a new installation needs and `serve` never makes by
-// itself: the database, the audit log, and the canary key in every token. It
-// may be repeated after it failed; what exists is left as it is. It reports
-// what it did, a line each.
+// itself: the database, the audit log, the canary key in every token, and the
+// seal key in the home token. It may be repeated after it failed, and on an older
+// installation; what exists is left as it is. It reports what it did, a line each.
 func Initialise(ctx context.Context, cfg *Config, opts Options) (done []string, err error) {
 	if done, err = InitialiseData(ctx, cfg, opts); err != nil {
 		return done, err
 	}
-	s := &Server{cfg: cfg, log: opts.Logger, metrics: adminapi.NewMetrics(), tokens: make(map[string]*hsm.Token)}
+	s := &Server{cfg: cfg, log: opts.Logger, opts: opts, metrics: adminapi.NewMetrics(), tokens: make(map[string]*hsm.Token)}
 	defer s.Close(ctx)
 	// A token without its canary key says that it is not ready and that this
 	// command helps. What is really wrong is returned.
@@ -29,12 +29,21 @@ func Initialise(ctx context.Context, cfg *Config, opts Options) (done []string, 
 		return done, err
 	}
 	canaries, err := s.EnsureCanaries(ctx)
-	return append(done, canaries...), err
+	done = append(done, canaries...)
+	if err != nil {
+		return done, err
+	}
+	seal, err := s.EnsureSealKey(ctx)
+	if err != nil {
+		return done, err
+	}
+	return append(done, seal), nil
 }
 
 // InitialiseData is Initialise without the tokens: opening one that holds
 // thousands of keys takes seconds, and on SoftHSM memory that it does not give
-// back. Who goes on with New calls Server.EnsureCanaries then.
+// back. Who goes on with New calls Server.EnsureCanaries and
+// Server.EnsureSealKey then.
 func InitialiseData(ctx context.Context, cfg *Config, opts Options) (done []string, err error) {
 	if err := CheckRestored(cfg); err != nil {
 		return nil, err

@@ -12,7 +12,8 @@ import (
 	"github.com/keyhold/keyhold/server/awsapi"
 	"github.com/keyhold/keyhold/server/door"
 	"github.com/keyhold/keyhold/server/grpcapi"
-	"github.com/keyhold/keyhold/server/identity"
+	"github.com/keyhold/keyhold/server/identity/credentials"
+	"github.com/keyhold/keyhold/server/sigv4"
 )
 
 // entrance is a listener and what serves it.
@@ -53,8 +54,35 @@ func (s *Server) grpcDoor() (*grpcapi.Server, error) {
 		return nil, err
 	}
 	return grpcapi.New(grpcapi.Config{
-		Core: s.Core, Principals: func() *identity.Directory { return s.directory }, TLS: conf, MaxConnections: c.MaxConnections,
+		Core: s.Core, Principals: s.Principals, TLS: conf, MaxConnections: c.MaxConnections,
 		DefaultRegion: s.cfg.Regions[0].Name, Logger: s.log, Refused: s.metrics.Refused,
+	})
+}
+
+// awsDoor makes the door, with TLS where there is a certificate.
+func (s *Server) awsDoor() (*awsapi.Server, error) {
+	c := s.cfg.AWS
+	var conf *tls.Config
+	if c.Cert != "" {
+		var err error
+		// Clients of the AWS API are as old as they are.
+		files := door.TLSFiles{Cert: c.Cert, Key: c.Key, MinVersion: tls.VersionTLS12, Protocols: []string{"h2", "http/1.1"}}
+		if conf, err = door.NewTLS(files, s.log); err != nil {
+			return nil, err
+		}
+	}
+	keys := credentials.New(s.AccessKeys)
+	var regions []string
+	for _, r := range s.cfg.Regions {
+		regions = append(regions, r.Name)
+	}
+	verifier, err := sigv4.New(sigv4.Config{Credentials: keys, Regions: regions, AllowQuery: true})
+	if err != nil {
+		return nil, err
+	}
+	keys.Forget(verifier)
+	return awsapi.New(awsapi.Config{
+		Core: s.Core, Verifier: verifier, Keys: keys, TLS: conf, MaxConnections: c.MaxConnections, Logger: s.log, Refused: s.metrics.Refused,
 	})
 }
 
@@ -78,6 +106,8 @@ func (s *Server) Run(ctx context.Context) error {
 		wg.Go(func() { cancel(e.server.Serve(listeners[i])) })
 	}
 	wg.Go(func() { s.Core.Run(serving) })
+	wg.Go(func() { s.AccessKeys.Run(serving) })
+	wg.Go(func() { s.findSealKey(serving) })
 	s.log.InfoContext(ctx, "serving", "grpc", addresses.GRPC, "aws", addresses.AWS, "admin", addresses.Admin)
 	if s.opts.Serving != nil {
 		s.opts.Serving(addresses)

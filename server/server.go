@@ -53,6 +53,9 @@ type Server struct {
 	tokens  map[string]*hsm.Token
 	// Core is the key service, for commands that work on it without a door.
 	Core *kms.Service
+	// AccessKeys are those of the principals, for doors whose requests are signed.
+	AccessKeys *identity.AccessKeys
+	sealKey    *kms.SealKey
 
 	directory *identity.Directory
 }
@@ -82,6 +85,9 @@ func New(ctx context.Context, cfg *Config, opts Options) (s *Server, err error) 
 	if err = s.openTokens(opts.Logger); err != nil {
 		return s, err
 	}
+	if err = s.openAccessKeys(ctx); err != nil {
+		return s, err
+	}
 	durability, err := audit.ParseDurability(cfg.Audit.Durability)
 	if err != nil {
 		return s, err
@@ -92,7 +98,7 @@ func New(ctx context.Context, cfg *Config, opts Options) (s *Server, err error) 
 	}
 	core := kms.Config{
 		Store: s.store, Regions: regions, Journal: s.journal, Logger: s.log, DataDurability: durability,
-		Limits: kms.Limits(cfg.Limits), Observer: s.metrics, ClockConfirmed: s.clockConfirmed,
+		Limits: kms.Limits(cfg.Limits), Observer: s.metrics, ClockConfirmed: s.clockConfirmed, AccessKeys: s.AccessKeys,
 	}
 	if opts.Seams != nil {
 		opts.Seams(&core)
@@ -162,6 +168,9 @@ func (s *Server) Close(ctx context.Context) {
 	defer cancel()
 	if s.Core != nil {
 		s.Core.Close()
+	}
+	if s.AccessKeys != nil {
+		s.AccessKeys.Flush(ctx)
 	}
 	for name, t := range s.tokens {
 		if t == nil {

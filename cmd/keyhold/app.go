@@ -87,7 +87,7 @@ Exit codes: 0 success, 1 failure, 2 wrong usage.`,
 	}
 	a.addGlobalFlags(root)
 	root.AddCommand(
-		a.keyCommand(), a.aliasCommand(),
+		a.keyCommand(), a.aliasCommand(), a.accessKeyCommand(),
 		a.encryptCommand(), a.decryptCommand(), a.reencryptCommand(), a.dataKeyCommand(), a.dataKeyPairCommand(), a.fileCommand(),
 		a.signCommand(), a.verifyCommand(), a.macCommand(), a.verifyMacCommand(),
 		a.wrapCommand(), a.unwrapCommand(), a.deriveCommand(), a.randomCommand(), a.pubkeyCommand(),

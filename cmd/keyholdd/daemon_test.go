@@ -97,7 +97,7 @@ func launch(t *testing.T, dir string, args ...string) *daemon {
 		t.Fatal(err)
 	}
 	d := &daemon{dir: dir, log: &logBuffer{}, exited: make(chan struct{})}
-	d.run(t, append([]string{"dev", "--dir", dir, "--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0"}, args...)...)
+	d.run(t, append([]string{"dev", "--dir", dir, "--grpc", "127.0.0.1:0", "--aws", "127.0.0.1:0", "--admin", "127.0.0.1:0"}, args...)...)
 	return d
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -61,8 +62,10 @@ func runDev(ctx context.Context, opts dev.Options, stdout, stderr io.Writer) err
 	}
 	running, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
+	var key dev.AccessKey
+	defer func() { key.Secret.Wipe() }()
 	options.Serving = func(a server.Addresses) {
-		if err := world.WriteEnv(a); err != nil {
+		if err := world.WriteEnv(a, key); err != nil {
 			stop(err)
 			return
 		}
@@ -78,7 +81,13 @@ func runDev(ctx context.Context, opts dev.Options, stdout, stderr io.Writer) err
 	}
 	wait, cancel := context.WithTimeout(ctx, readyTimeout)
 	if _, err = s.EnsureCanaries(wait); err == nil {
+		_, err = s.EnsureSealKey(wait)
+	}
+	if err == nil {
 		err = s.WaitReady(wait)
+	}
+	if err == nil {
+		key, err = giveRootAccessKey(wait, world, s)
 	}
 	cancel()
 	if err != nil {
@@ -90,16 +99,31 @@ func runDev(ctx context.Context, opts dev.Options, stdout, stderr io.Writer) err
 	return context.Cause(running) // the settings could not be written
 }
 
+// giveRootAccessKey sees to it that the root principal has the access key that the
+// environment or the folder says, and returns it, to be wiped.
+func giveRootAccessKey(ctx context.Context, world *dev.World, s *server.Server) (dev.AccessKey, error) {
+	k, err := world.AccessKey(os.Getenv)
+	if err != nil {
+		return k, err
+	}
+	if err := s.Core.ImportAccessKey(ctx, world.RootARN(), k.ID, k.Secret, k.Replaces); err != nil {
+		return k, fmt.Errorf("the root principal's access key: %w", err)
+	}
+	return k, world.KeepAccessKey(k)
+}
+
 func greet(w io.Writer, world *dev.World, a server.Addresses) {
 	fmt.Fprintf(w, `
-Keyhold serves gRPC on %s and metrics on http://%s/metrics.
-In another shell:
+Keyhold serves gRPC on %s, the AWS KMS API on http://%s and metrics
+on http://%s/metrics. In another shell:
 
   set -a; . %s; set +a
   bin/keyhold key create --alias app
   echo 'attack at dawn' | bin/keyhold encrypt --key alias/app > secret.bin
   bin/keyhold decrypt < secret.bin
 
+  bin/keyhold aws -- kms describe-key --key-id alias/app   # where the AWS CLI is installed
+
 Ctrl-C stops it; the keys stay in the token.
-`, a.GRPC, a.Admin, world.EnvFile)
+`, a.GRPC, a.AWS, a.Admin, world.EnvFile)
 }

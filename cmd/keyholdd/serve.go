@@ -90,12 +90,14 @@ func serve(ctx context.Context, cfg *server.Config, cmd *cobra.Command) error {
 func initCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "init --config FILE",
-		Short: "Make what a new installation needs: database, audit log, canary keys",
-		Long: `Makes the database, the audit log and the canary key of each token. serve never
+		Short: "Make what a new installation needs: database, audit log, canary keys, seal key",
+		Long: `Makes the database, the audit log, the canary key of each token, and in the token
+of the first region the seal key, which seals the secrets of access keys. serve never
 makes them by itself, so that a wrong path or an empty disk is noticed. The
 tokens themselves are initialised with their vendor's tools.
 
-What exists is left as it is.`,
+What exists is left as it is; an installation of an older version is given what it
+lacks. The daemon must not be running.`,
 		Args: cobra.NoArgs,
 	}
 	load := configFlag(cmd)

@@ -55,7 +55,7 @@ func (d *daemon) start(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	args := append([]string{"dev", "--dir", d.dir, "--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0"}, d.args...)
+	args := append([]string{"dev", "--dir", d.dir, "--grpc", "127.0.0.1:0", "--aws", "127.0.0.1:0", "--admin", "127.0.0.1:0"}, d.args...)
 	d.cmd = exec.Command(filepath.Join(d.s.bin, "keyholdd"), args...) //nolint:gosec,noctx // our own program; it is told to stop, and not killed
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	began := time.Now()

@@ -67,6 +67,7 @@ var sentEmpty = []string{
 	"ListKeysResponse.Keys", "ListAliasesResponse.Aliases", "ListGrantsResponse.Grants", "ListRetirableGrantsResponse.Grants",
 	"ListKeyPoliciesResponse.PolicyNames", "ListResourceTagsResponse.Tags", "ListKeyRotationsResponse.Rotations",
 	"DescribeCustomKeyStoresResponse.CustomKeyStores", "ReplicateKeyResponse.ReplicaTags", "MultiRegionConfiguration.ReplicaKeys",
+	"ListAccessKeysResponse.AccessKeyMetadata",
 }
 
 // translate renames a message as protojson writes it, by rules of its own:
@@ -112,7 +113,7 @@ func translateValue(fd protoreflect.FieldDescriptor, v any) any {
 		name := v.(string)
 		prefix := strings.TrimSuffix(string(fd.Enum().Values().Get(0).Name()), "UNSPECIFIED")
 		name = strings.TrimPrefix(name, prefix)
-		if slices.Contains([]string{"KeyState", "GrantOperation", "KeyLastUsageTrackingOperation"}, string(fd.Enum().Name())) {
+		if slices.Contains([]string{"KeyState", "GrantOperation", "KeyLastUsageTrackingOperation", "AccessKeyStatus"}, string(fd.Enum().Name())) {
 			pascal := ""
 			for part := range strings.SplitSeq(name, "_") {
 				pascal += part[:1] + strings.ToLower(part[1:])

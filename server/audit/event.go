@@ -10,6 +10,8 @@ import (
 const (
 	EventVersion    = "1.11"
 	EventSourceKMS  = "kms.amazonaws.com"
+	EventSourceIAM  = "iam.amazonaws.com" // operations on access keys
+	EventSourceSTS  = "sts.amazonaws.com" // GetCallerIdentity
 	TypeAPICall     = "AwsApiCall"
 	TypeService     = "AwsServiceEvent" // not a request: scheduled work, notes of the journal
 	ResourceTypeKey = "AWS::KMS::Key"

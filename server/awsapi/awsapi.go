@@ -59,6 +59,8 @@ const (
 type Core interface {
 	// Do carries out an operation; see kms.Service.Do.
 	Do(ctx context.Context, caller *identity.Caller, operation string, req proto.Message) (proto.Message, error)
+	// CheckConstraints returns what a request breaks, and does nothing else.
+	CheckConstraints(operation string, req proto.Message) error
 	// Malformed records that a request was not decoded, and why, and returns
 	// the answer.
 	Malformed(ctx context.Context, caller *identity.Caller, operation, why string) error
@@ -66,14 +68,20 @@ type Core interface {
 
 var _ Core = (*kms.Service)(nil)
 
+// Keys are access keys.
+type Keys interface {
+	// Caller returns whose a verified request is. The error is a *sigv4.Error
+	// where the key is nobody's any more.
+	Caller(v sigv4.Verified) (*identity.Principal, error)
+}
+
 // Config is what a Server is made of. All fields but TLS are required.
 type Config struct {
 	Core Core
 	// Verifier verifies signatures; it must have all regions that are served.
 	Verifier *sigv4.Verifier
-	// Principal returns whose an access key is that the verifier has just found
-	// good, or nil if it is nobody's any more.
-	Principal func(accessKeyID string) *identity.Principal
+	// Keys says whose requests are.
+	Keys Keys
 	// TLS is nil for plain HTTP, which Serve takes on loopback only.
 	TLS *tls.Config
 	// MaxConnections bounds the connections that are open, authenticated or not.
@@ -89,9 +97,10 @@ type Server struct {
 	http       *http.Server
 	operations map[string]*operation // by X-Amz-Target
 	room       *semaphore.Weighted   // of bodyRoomBytes
-	// strangers and failed bound what is logged of callers that nobody knows and
+	codec      codec
+	// strangers and faults bound what is logged of callers that nobody knows and
 	// of the service's own faults.
-	strangers, failed *door.SparingLog
+	strangers, faults *door.SparingLog
 }
 
 // New makes a Server that serves nothing yet.
@@ -105,7 +114,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, operations: operations, room: semaphore.NewWeighted(bodyRoomBytes),
-		strangers: door.NewSparingLog(cfg.Logger), failed: door.NewSparingLog(cfg.Logger),
+		codec: newCodec(), strangers: door.NewSparingLog(cfg.Logger), faults: door.NewSparingLog(cfg.Logger),
 	}
 	s.http = &http.Server{
 		Handler: s, TLSConfig: cfg.TLS, ReadHeaderTimeout: readHeaderTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout,

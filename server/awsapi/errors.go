@@ -31,9 +31,9 @@ func statusOf(code kms.Code) int {
 	return http.StatusBadRequest
 }
 
-// failureOf turns the core's error into an answer and logs, once and in full,
-// what the client is not told.
-func (s *Server) failureOf(ctx context.Context, operation, requestID string, err error) failure {
+// failed turns the core's error into an answer and logs, once and in full, what the
+// client is not told.
+func (s *Server) failed(ctx context.Context, operation, requestID string, err error) *failure {
 	var e *kms.Error
 	if !errors.As(err, &e) {
 		e = &kms.Error{Code: kms.CodeInternal}
@@ -43,9 +43,9 @@ func (s *Server) failureOf(ctx context.Context, operation, requestID string, err
 		if cause == nil {
 			cause = err
 		}
-		s.failed.Warn(ctx, "request failed", "operation", operation, "request_id", requestID, "code", e.Code, "err", cause)
+		s.faults.Warn(ctx, "request failed", "operation", operation, "request_id", requestID, "code", e.Code, "err", cause)
 	}
-	return failure{status: statusOf(e.Code), code: string(e.Code), message: e.Message}
+	return &failure{status: statusOf(e.Code), code: string(e.Code), message: e.Message}
 }
 
 // writeFailure answers as the JSON protocol does.
@@ -122,11 +122,6 @@ func authFailure(e *sigv4.Error, service string) *failure {
 		return &failure{status: c.status, code: c.query, message: e.Explain()}
 	}
 	return &failure{status: http.StatusBadRequest, code: c.json, message: e.Explain()}
-}
-
-// unknownKey answers a caller whose access key was good until just now.
-func unknownKey(service string) *failure {
-	return authFailure(&sigv4.Error{Reason: sigv4.UnknownAccessKey, Message: "The security token included in the request is invalid."}, service)
 }
 
 func codeInternal(service string) string {

@@ -95,13 +95,9 @@ func (s *Server) serveKMS(ctx context.Context, w http.ResponseWriter, r *http.Re
 		writeFailure(w, failure{status: http.StatusBadRequest, code: string(kms.CodeUnknownOperation)})
 		return
 	}
-	if op.decodes(r) != nil {
-		writeFailure(w, failure{status: http.StatusBadRequest, code: string(kms.CodeUnknownOperation)})
-		return
-	}
-	answer, err := s.do(ctx, caller, op, body)
-	if err != nil {
-		writeFailure(w, s.failureOf(ctx, op.name, requestID, err))
+	answer, fault := s.serve(ctx, caller, op, body)
+	if fault != nil {
+		writeFailure(w, *fault)
 		return
 	}
 	w.Header().Set("Content-Type", contentType)
@@ -112,22 +108,21 @@ func (s *Server) serveKMS(ctx context.Context, w http.ResponseWriter, r *http.Re
 // authenticate is step 1: whose signature it is.
 func (s *Server) authenticate(ctx context.Context, r *http.Request, requestID, service string, body []byte) (*identity.Caller, *failure) {
 	v, err := s.cfg.Verifier.Verify(r.WithContext(ctx), service, sigv4.Body(body))
+	var principal *identity.Principal
+	if err == nil {
+		principal, err = s.cfg.Keys.Caller(v)
+	}
 	var refusal *sigv4.Error
 	switch {
 	case errors.As(err, &refusal):
 		s.refused(ctx, r, requestID, refusal.Reason.String())
 		return nil, authFailure(refusal, service)
 	case err != nil:
-		s.failed.Warn(ctx, "a signature could not be verified", "request_id", requestID, "err", err)
+		s.faults.Warn(ctx, "a signature could not be verified", "request_id", requestID, "err", err)
 		return nil, &failure{status: http.StatusInternalServerError, code: codeInternal(service), message: "The service cannot verify signatures at the moment."}
 	}
-	principal := s.cfg.Principal(v.AccessKeyID)
-	if principal == nil {
-		s.refused(ctx, r, requestID, "the access key is nobody's any more")
-		return nil, unknownKey(service)
-	}
 	c := &identity.Caller{
-		Principal: principal, Subject: v.AccessKeyID, Region: v.Scope.Region, Door: "aws", RequestID: requestID,
+		Principal: principal, Subject: v.AccessKeyID, AccessKeyID: v.AccessKeyID, Region: v.Scope.Region, Door: "aws", RequestID: requestID,
 		SourceIP: host(r.RemoteAddr),
 	}
 	if agent := r.UserAgent(); agent != "" {

@@ -66,7 +66,7 @@ func (s *Server) serveQuery(ctx context.Context, w http.ResponseWriter, r *http.
 		err = errors.New("GetCallerIdentity was answered with something else")
 	}
 	if err != nil {
-		f := s.failureOf(ctx, "GetCallerIdentity", requestID, err)
+		f := s.failed(ctx, "GetCallerIdentity", requestID, err)
 		switch kms.Code(f.code) {
 		case kms.CodeThrottling:
 			f.code = "Throttling"
@@ -75,7 +75,7 @@ func (s *Server) serveQuery(ctx context.Context, w http.ResponseWriter, r *http.
 		default:
 			f.code = codeInternal(serviceSTS)
 		}
-		writeQueryFailure(w, requestID, f)
+		writeQueryFailure(w, requestID, *f)
 		return
 	}
 	writeXML(w, http.StatusOK, callerIdentity{Arn: id.GetArn(), UserID: id.GetUserId(), Account: id.GetAccount(), RequestID: requestID})

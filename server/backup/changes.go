@@ -8,13 +8,14 @@ import (
 	"github.com/keyhold/keyhold/server/audit"
 )
 
-// Change is a change of keys or aliases that the journal tells of.
+// Change is a change of keys, aliases or access keys that the journal tells of.
 type Change struct {
 	Seq  uint64
 	Time time.Time
 	// Name is the operation, such as CreateKey.
 	Name string
-	// Resource is what it was about, as far as the record says: an ARN.
+	// Resource is what it was about, as far as the record says: an ARN, or the id of
+	// an access key and whose it is.
 	Resource string
 }
 
@@ -33,7 +34,9 @@ func changesSince(dir string, from uint64, match func(Change) bool) (changes []C
 			ErrorCode  string `json:"errorCode"`
 			ReadOnly   bool   `json:"readOnly"`
 			Additional struct {
-				Phase audit.Phase `json:"phase"`
+				Phase       audit.Phase `json:"phase"`
+				AccessKeyID string      `json:"accessKeyId"`
+				Principal   string      `json:"principalArn"`
 			} `json:"additionalEventData"`
 			Resources []struct {
 				ARN string `json:"ARN"`
@@ -47,8 +50,11 @@ func changesSince(dir string, from uint64, match func(Change) bool) (changes []C
 			continue
 		}
 		c := Change{Seq: rec.Seq, Time: rec.Time, Name: e.EventName}
-		if len(e.Resources) > 0 {
+		switch {
+		case len(e.Resources) > 0:
 			c.Resource = e.Resources[0].ARN
+		case e.Additional.AccessKeyID != "":
+			c.Resource = e.Additional.AccessKeyID + " of " + e.Additional.Principal
 		}
 		if !match(c) {
 			continue

@@ -26,10 +26,10 @@ import (
 
 // Options are the flags of `keyholdd dev`.
 type Options struct {
-	Dir         string
+	Dir              string
 	GRPC, AWS, Admin string
-	Account     string
-	Regions     []string
+	Account          string
+	Regions          []string
 	// AuditDurability is audit.durability of the configuration; empty is its
 	// default.
 	AuditDurability string
@@ -108,7 +108,7 @@ func (w *World) configure(dir string) error {
 		AWS:     server.AWSConfig{Listen: w.opts.AWS},
 		Admin:   server.AdminConfig{Listen: w.opts.Admin},
 		Principals: []server.PrincipalConfig{
-			{ARN: "arn:aws:iam::" + w.opts.Account + ":root", Subjects: []string{rootSubject}},
+			{ARN: w.RootARN(), Subjects: []string{rootSubject}},
 		},
 		Audit:      server.AuditConfig{Durability: w.opts.AuditDurability},
 		TrustClock: true, // development machines sleep
@@ -145,23 +145,25 @@ func (w *World) ForgetEnv() error {
 }
 
 // WriteEnv writes the settings that clients need, mode 0600, whole or not at
-// all.
-func (w *World) WriteEnv(a server.Addresses) error {
+// all. key is the root principal's.
+func (w *World) WriteEnv(a server.Addresses, key AccessKey) error {
 	t := w.tokens[0]
-	lines := []string{
-		"AWS_ACCOUNT_ID=" + w.opts.Account,
-		"AWS_DEFAULT_REGION=" + w.opts.Regions[0],
-		"AWS_REGION=" + w.opts.Regions[0],
-		"KEYHOLD_ADDR=" + a.GRPC,
-		"KEYHOLD_CA=" + w.certs.ca,
-		"KEYHOLD_CERT=" + w.certs.clientCert,
-		"KEYHOLD_KEY=" + w.certs.clientKey,
-		"KEYHOLD_ADMIN_URL=http://" + a.Admin,
-		"KEYHOLD_TOKEN_MODULE=" + t.Module,
-		"KEYHOLD_TOKEN_LABEL=" + t.Label,
-		"KEYHOLD_TOKEN_PIN_FILE=" + t.PINFile,
-		softhsmconfig.EnvConf + "=" + t.Conf,
-	}
+	lines := append(key.Env(),
+		"AWS_ENDPOINT_URL=http://"+a.AWS,
+		"AWS_ENDPOINT_URL_KMS=http://"+a.AWS,
+		"AWS_ACCOUNT_ID="+w.opts.Account,
+		"AWS_DEFAULT_REGION="+w.opts.Regions[0],
+		"AWS_REGION="+w.opts.Regions[0],
+		"KEYHOLD_ADDR="+a.GRPC,
+		"KEYHOLD_CA="+w.certs.ca,
+		"KEYHOLD_CERT="+w.certs.clientCert,
+		"KEYHOLD_KEY="+w.certs.clientKey,
+		"KEYHOLD_ADMIN_URL=http://"+a.Admin,
+		"KEYHOLD_TOKEN_MODULE="+t.Module,
+		"KEYHOLD_TOKEN_LABEL="+t.Label,
+		"KEYHOLD_TOKEN_PIN_FILE="+t.PINFile,
+		softhsmconfig.EnvConf+"="+t.Conf,
+	)
 	temporary := w.EnvFile + ".new"
 	if err := os.WriteFile(temporary, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
 		return fmt.Errorf("write the settings: %w", err)

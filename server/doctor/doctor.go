@@ -99,6 +99,7 @@ func Run(ctx context.Context, opts Options) *Report {
 		e.token(ctx, &patient{name: t.Name, cfg: cfg, configured: true})
 	}
 	e.reconcile(ctx)
+	e.accessKeys(ctx)
 	live := e.journal(ctx)
 	e.diskSpace()
 	e.certificates()

@@ -51,9 +51,11 @@ func TestHealthy(t *testing.T) {
 		{"login", ""},
 		{"canary", ""},
 		{"capabilities", "all "},
-		{"custody", "3 private or secret objects, 3 of Keyhold: all sensitive"},
+		{"custody", "4 private or secret objects, 4 of Keyhold: all sensitive"},
 		{"witness", "agree in all"},
 		{"records-and-objects", "every key has its objects"},
+		{"seal-key", "opens the secrets of 0 access keys"},
+		{"access-keys", "0 access keys"},
 		{"audit-log", "3 records in 1 segment"},
 		{"disk-space", ""},
 		{"certificate", "the key fits"},
@@ -67,7 +69,7 @@ func TestHealthy(t *testing.T) {
 		t.Errorf("failed: %v", f)
 	}
 	token := r.Tokens[0]
-	if !token.Software || token.Label != "keyhold-test" || len(token.Objects) != 3 {
+	if !token.Software || token.Label != "keyhold-test" || len(token.Objects) != 4 {
 		t.Errorf("token report %+v", token)
 	}
 	for _, o := range token.Objects {

@@ -14,7 +14,7 @@ import (
 
 // madeByKeyhold tells what the label says: anybody with the PIN can write one.
 func madeByKeyhold(label string) bool {
-	return strings.HasPrefix(label, kms.LabelPrefix) || label == hsm.CanaryLabel
+	return strings.HasPrefix(label, kms.LabelPrefix) || strings.HasPrefix(label, kms.SealLabelPrefix) || label == hsm.CanaryLabel
 }
 
 // objects lists what is in the token, and checks that what Keyhold generated

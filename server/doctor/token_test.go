@@ -58,10 +58,11 @@ func TestLogins(t *testing.T) {
 		{name: "PIN file missing", pin: "file:" + filepath.Join(i.dir, "absent"), check: "pin-source", status: Fail, words: "no such file"},
 		{name: "login breaks", break_: func() { i.fault.Fail(t, "C_Login", rvDeviceError, 0) }, logins: 1, check: "login", status: Fail, words: "CKR_DEVICE_ERROR"},
 		{name: "probes break", break_: func() { i.fault.Fail(t, "C_EncryptInit", rvDeviceError, 0) }, logins: 1, check: "login", status: Fail, words: "C_EncryptInit: CKR_DEVICE_ERROR"},
-		// The last encryptions of an examination are two of the canary check, and one
-		// of each of the two listings of objects, which ask the canary as well.
+		// The last encryptions of an examination are two of the canary check, one of
+		// each of the two listings of objects, which ask the canary as well, and one
+		// of the seal key's.
 		{name: "canary breaks", break_: func() {
-			i.fault.Set(t, "C_EncryptInit", fault.Fault{RV: rvDeviceError, Skip: encryptions - 4})
+			i.fault.Set(t, "C_EncryptInit", fault.Fault{RV: rvDeviceError, Skip: encryptions - 5})
 		}, logins: 1, check: "canary", status: Fail, words: "CKR_DEVICE_ERROR"},
 		// Last: the token counts a wrong try.
 		{name: "wrong PIN", pin: "file:" + wrong, logins: 1, check: "login", status: Fail, words: "PIN rejected"},

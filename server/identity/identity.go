@@ -1,9 +1,10 @@
-// Package identity knows who is calling: accounts, their principals, and the
-// certificate subjects that are bound to principals.
+// Package identity knows who is calling: accounts, their principals, and what is
+// bound to principals: certificate subjects, and access keys that sign requests.
 //
 // It authenticates nobody by itself: a door verifies a certificate (chain,
-// validity, proof of possession) and asks the Directory whose it is. What a
-// principal may do is decided elsewhere (package policy).
+// validity, proof of possession) or a signature and asks the Directory, or the
+// AccessKeys, whose it is. What a principal may do is decided elsewhere (package
+// policy).
 //
 // A Directory is immutable and may be used concurrently; a reload makes a new
 // one.
@@ -100,6 +101,8 @@ type Caller struct {
 	// Subject is what authenticated the principal, such as
 	// `spiffe://example.org/app`.
 	Subject string
+	// AccessKeyID is the access key that signed the request; empty where none did.
+	AccessKeyID string
 	// Region is the region that the request is for.
 	Region string
 	// Door is the way in: grpc, or keyhold for the service's own work.
@@ -133,19 +136,23 @@ type Binding struct {
 	Subjects []string
 }
 
-// Directory finds principals by certificate subject.
+// Directory finds principals by certificate subject, and by ARN.
 type Directory struct {
 	bySubject map[string]*Principal
+	byARN     map[string]*Principal
 }
 
 // NewDirectory checks the bindings. A malformed or doubly bound subject is an
 // error: who calls must never depend on order.
 func NewDirectory(bindings []Binding) (*Directory, error) {
-	d := &Directory{bySubject: make(map[string]*Principal)}
+	d := &Directory{bySubject: make(map[string]*Principal), byARN: make(map[string]*Principal)}
 	for _, b := range bindings {
 		p, err := ParsePrincipal(b.Principal)
 		if err != nil {
 			return nil, err
+		}
+		if d.byARN[p.ARN] == nil {
+			d.byARN[p.ARN] = p
 		}
 		for _, s := range b.Subjects {
 			key, err := canonicalSubject(s)
@@ -160,6 +167,9 @@ func NewDirectory(bindings []Binding) (*Directory, error) {
 	}
 	return d, nil
 }
+
+// Principal returns the principal of an ARN, or nil where there is none.
+func (d *Directory) Principal(arn string) *Principal { return d.byARN[arn] }
 
 func canonicalSubject(s string) (string, error) {
 	switch {

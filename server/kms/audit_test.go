@@ -92,7 +92,7 @@ func TestEveryOperationIsRecorded(t *testing.T) {
 		})
 	}
 	for op := range methods() {
-		if covered[op] == operationSpec(op).GetUnbuilt() { // those: TestUnbuiltOperations
+		if !ofAccessKeys(op) && covered[op] == operationSpec(op).GetUnbuilt() { // those: TestUnbuiltOperations, TestAccessKeyRecords
 			t.Errorf("%s is not tested for its record, or is not built", op)
 		}
 	}

@@ -155,9 +155,9 @@ func (s *Service) event(buf *recordBuffer, c *call, phase audit.Phase, failure *
 	e := &buf.e
 	*e = audit.Event{
 		UserIdentity: audit.UserIdentity{
-			Type: p.Type, ARN: p.ARN, PrincipalID: p.ARN, AccountID: string(p.Account), UserName: p.Name,
+			Type: p.Type, ARN: p.ARN, PrincipalID: p.ARN, AccountID: string(p.Account), AccessKeyID: c.caller.AccessKeyID, UserName: p.Name,
 		},
-		EventTime: c.start, EventName: c.op.name, AWSRegion: string(c.region),
+		EventTime: c.start, EventSource: c.op.eventSource(), EventName: c.op.name, AWSRegion: string(c.region),
 		SourceIPAddress: c.caller.SourceIP, UserAgent: c.caller.UserAgent,
 		Phase: phase, Additional: buf.members, Resources: buf.resources,
 		RequestID: c.caller.RequestID, EventID: newEventID(), ReadOnly: !c.op.mutates(),

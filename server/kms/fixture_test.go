@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -110,6 +111,10 @@ type world struct {
 	journal *audit.Journal
 	logs    *logBuffer
 	clock   *testClock
+
+	// sealKey is made by withSealKey; principals are who has access keys.
+	sealKey    *kms.SealKey
+	principals *atomic.Pointer[identity.Directory]
 }
 
 // newWorld makes a world over SoftHSM. The options change the configuration
@@ -149,6 +154,10 @@ func buildWorld(t testing.TB, ks kms.KeyStore, options ...func(*world)) *world {
 	w.cfg = kms.Config{
 		Store: w.db, Regions: map[kms.Region]kms.KeyStore{testRegion: ks}, Journal: w.journal, Logger: log, Now: w.clock.Now,
 	}
+	w.sealKey = kms.NewSealKey(ks, w.db.Instance())
+	w.principals = new(atomic.Pointer[identity.Directory])
+	w.setPrincipals(alice(), mallory())
+	w.cfg.AccessKeys = w.loadAccessKeys()
 	for _, o := range options {
 		o(w)
 	}

@@ -92,6 +92,13 @@ func rows() map[string]row {
 		"UnwrapKey":                           {needs: needsEnabled, usage: wrap, check: check((*Service).checkUnwrapKey), act: act((*Service).unwrapKey)},
 		"ExportKey":                           {needs: needsEnabled, check: check((*Service).checkExportKey), act: act((*Service).exportKey)},
 		"Batch":                               {act: act((*Service).batch)},
+
+		"CreateAccessKey":      {check: check((*Service).checkCreateAccessKey), act: act((*Service).createAccessKey)},
+		"ListAccessKeys":       {check: check((*Service).checkListAccessKeys), act: act((*Service).listAccessKeys)},
+		"UpdateAccessKey":      {protected: true, check: check((*Service).checkUpdateAccessKey), act: act((*Service).updateAccessKey)},
+		"DeleteAccessKey":      {protected: true, check: check((*Service).checkDeleteAccessKey), act: act((*Service).deleteAccessKey)},
+		"GetAccessKeyLastUsed": {check: check((*Service).checkGetAccessKeyLastUsed), act: act((*Service).getAccessKeyLastUsed)},
+		"GetCallerIdentity":    {act: act((*Service).getCallerIdentity)},
 	}
 }
 
@@ -194,6 +201,7 @@ func Services() []protoreflect.ServiceDescriptor {
 		keyholdv1.File_keyhold_v1_key_access_service_proto.Services().ByName("KeyAccessService"),
 		keyholdv1.File_keyhold_v1_key_material_service_proto.Services().ByName("KeyMaterialService"),
 		keyholdv1.File_keyhold_v1_custom_key_store_service_proto.Services().ByName("CustomKeyStoreService"),
+		keyholdv1.File_keyhold_v1_access_key_service_proto.Services().ByName("AccessKeyService"),
 	}
 }
 

@@ -35,6 +35,8 @@ type call struct {
 	entered bool
 	// validated is set after step 2: parameters may be recorded.
 	validated bool
+	// accessKeyID is the id of an access key that is being made.
+	accessKeyID string
 	// facts go to the audit record beside the parameters.
 	facts []audit.Member
 	// items are the calls that a batch carried, once they have been carried out.
@@ -47,7 +49,7 @@ type call struct {
 type subject struct {
 	arn     string
 	account AccountID
-	entry   *entry     // nil for aliases and for the account as a whole
+	entry   *entry     // nil for aliases, principals and for the account as a whole
 	rec     *KeyRecord // the record as of step 5
 	alias   *AliasRecord
 }
@@ -201,6 +203,10 @@ func (s *Service) resolve(c *call) error {
 			err = s.resolveCiphertext(c, &c.subjects[i])
 		case fd.Name() == "alias_name":
 			err = s.resolveAlias(c, &c.subjects[i], m.Get(fd).String())
+		case fd.Name() == "principal_arn":
+			err = s.resolvePrincipal(c, &c.subjects[i], m.Get(fd).String())
+		case fd.Name() == "access_key_id":
+			err = s.resolveAccessKey(c, &c.subjects[i], m.Get(fd).String())
 		default:
 			err = s.resolveKey(c, &c.subjects[i], m.Get(fd).String())
 		}

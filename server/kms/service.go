@@ -15,6 +15,7 @@ import (
 
 	"github.com/keyhold/keyhold/proto/awsjson"
 	"github.com/keyhold/keyhold/server/audit"
+	"github.com/keyhold/keyhold/server/identity"
 	"github.com/keyhold/keyhold/server/kms/keypair"
 )
 
@@ -40,6 +41,9 @@ type Limits struct {
 	// DataPerSecond and ControlPerSecond bound an account's requests to a
 	// plane, with bursts of as many. Default 0: unlimited.
 	DataPerSecond, ControlPerSecond int
+	// AccessKeysPerPrincipal bounds a principal's access keys, active or not.
+	// Default 2, as AWS has it: one is replaced by the other. More is more to lose.
+	AccessKeysPerPrincipal int
 }
 
 // Config is what a Service is made of. All fields but those that are marked
@@ -51,6 +55,9 @@ type Config struct {
 	Journal Journal
 	Logger  *slog.Logger
 
+	// AccessKeys are those of principals. Optional: without them the operations on
+	// access keys are not supported.
+	AccessKeys *identity.AccessKeys
 	// DataDurability is that of data-plane records. Optional: synced. Changes
 	// of keys and refusals are always synced.
 	DataDurability audit.Durability
@@ -97,7 +104,11 @@ type Service struct {
 	params    *awsjson.Encoder
 	keys      *keyring
 	pairs     *keypair.Pool
-	throttle  *throttle
+	// accessKeys is nil where there are none. accessKeyRate bounds what is sealed
+	// for them; see SealKey.
+	accessKeys    *identity.AccessKeys
+	accessKeyRate *rate.Limiter
+	throttle      *throttle
 	// batchPlaces is by region: a token that hangs must not hold up another's.
 	batchPlaces map[Region]*batchPlaces
 	// batchFaults bounds what is logged of them.
@@ -148,6 +159,7 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 		s.batchPlaces[region] = newBatchPlaces(ks)
 	}
 	s.batchFaults = rate.NewLimiter(10, 50)
+	s.accessKeys, s.accessKeyRate = cfg.AccessKeys, rate.NewLimiter(maxSealsPerSecond, sealBurst)
 	s.started = s.now()
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	return s, nil
@@ -162,6 +174,7 @@ func (s *Service) setDefaults() {
 	orDefault(&s.limits.KeysPerAccount, 100_000)
 	orDefault(&s.limits.AliasesPerKey, 50)
 	orDefault(&s.limits.InFlight, 4096)
+	orDefault(&s.limits.AccessKeysPerPrincipal, 2)
 	if s.now == nil {
 		s.now = time.Now
 	}

@@ -131,7 +131,7 @@ func TestKeyStates(t *testing.T) {
 		covered[strings.Fields(row.name)[0]] = true
 	}
 	for op := range methods() {
-		if covered[op] == operationSpec(op).GetUnbuilt() {
+		if !ofAccessKeys(op) && covered[op] == operationSpec(op).GetUnbuilt() {
 			t.Errorf("%s is not in the table of key states, or is and is not built", op)
 		}
 	}

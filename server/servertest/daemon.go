@@ -140,7 +140,7 @@ func (d *Daemon) writeConfig(tb testing.TB, name string, cfg *server.Config) str
 // makeWorld lets `keyholdd dev` make token, certificates, database and journal.
 func (d *Daemon) makeWorld(tb testing.TB) {
 	tb.Helper()
-	d.run(tb, d.opts.Program, "dev", "--dir", d.Dir, "--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0")
+	d.run(tb, d.opts.Program, "dev", "--dir", d.Dir, "--grpc", "127.0.0.1:0", "--aws", "127.0.0.1:0", "--admin", "127.0.0.1:0")
 	d.until(tb, "keyholdd dev serves", func() error {
 		b, err := os.ReadFile(filepath.Join(d.Dir, "dev.env"))
 		for line := range strings.Lines(string(b)) {

@@ -25,7 +25,7 @@ var File_keyhold_v1_cryptography_service_proto protoreflect.FileDescriptor
 const file_keyhold_v1_cryptography_service_proto_rawDesc = "" +
 	"\n" +
 	"%keyhold/v1/cryptography_service.proto\x12\n" +
-	"keyhold.v1\x1a\x16keyhold/v1/batch.proto\x1a\x1dkeyhold/v1/cryptography.proto\x1a\x1fkeyhold/v1/data_key_pairs.proto\x1a\x1ekeyhold/v1/key_agreement.proto\x1a\x1dkeyhold/v1/key_wrapping.proto\x1a\x18keyhold/v1/options.proto\x1a\x18keyhold/v1/signing.proto2\xac1\n" +
+	"keyhold.v1\x1a\x16keyhold/v1/batch.proto\x1a\x1dkeyhold/v1/cryptography.proto\x1a\x1fkeyhold/v1/data_key_pairs.proto\x1a\x1ekeyhold/v1/key_agreement.proto\x1a\x1dkeyhold/v1/key_wrapping.proto\x1a\x18keyhold/v1/options.proto\x1a\x18keyhold/v1/signing.proto2\xb41\n" +
 	"\x13CryptographyService\x12\xc3\x02\n" +
 	"\aEncrypt\x12\x1a.keyhold.v1.EncryptRequest\x1a\x1b.keyhold.v1.EncryptResponse\"\xfe\x01\xa2\xbb\x18\xf6\x01\n" +
 	"\x15\n" +
@@ -71,19 +71,19 @@ const file_keyhold_v1_cryptography_service_proto_rawDesc = "" +
 	"\rkms:VerifyMac\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x18InvalidKeyUsageException*\x1aInvalidGrantTokenException*\x14KMSInternalException*\x16KMSInvalidMacException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\xef\x02\n" +
 	"\x12DeriveSharedSecret\x12%.keyhold.v1.DeriveSharedSecretRequest\x1a&.keyhold.v1.DeriveSharedSecretResponse\"\x89\x02\xa2\xbb\x18\x81\x02\n" +
 	" \n" +
-	"\x16kms:DeriveSharedSecret\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x1aInvalidGrantTokenException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\xc6\x02\n" +
-	"\aWrapKey\x12\x1a.keyhold.v1.WrapKeyRequest\x1a\x1b.keyhold.v1.WrapKeyResponse\"\x81\x02\xa2\xbb\x18\xf9\x01\n" +
+	"\x16kms:DeriveSharedSecret\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x1aInvalidGrantTokenException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x18DryRunOperationException\x90\x02\x01\x12\xc8\x02\n" +
+	"\aWrapKey\x12\x1a.keyhold.v1.WrapKeyRequest\x1a\x1b.keyhold.v1.WrapKeyResponse\"\x83\x02\xa2\xbb\x18\xfb\x01\n" +
 	"\x15\n" +
-	"\vkms:WrapKey\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x1dUnsupportedOperationException*\x18DryRunOperationException\x90\x02\x01\x12\xea\x02\n" +
-	"\tUnwrapKey\x12\x1c.keyhold.v1.UnwrapKeyRequest\x1a\x1d.keyhold.v1.UnwrapKeyResponse\"\x9f\x02\xa2\xbb\x18\x97\x02\n" +
+	"\vkms:WrapKey\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x1dUnsupportedOperationException*\x18DryRunOperationException@\x01\x90\x02\x01\x12\xec\x02\n" +
+	"\tUnwrapKey\x12\x1c.keyhold.v1.UnwrapKeyRequest\x1a\x1d.keyhold.v1.UnwrapKeyResponse\"\xa1\x02\xa2\xbb\x18\x99\x02\n" +
 	"\x17\n" +
-	"\rkms:UnwrapKey\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x1dUnsupportedOperationException*\x18DryRunOperationException*\x1aInvalidCiphertextException\x90\x02\x01\x12\xee\x02\n" +
-	"\tExportKey\x12\x1c.keyhold.v1.ExportKeyRequest\x1a\x1d.keyhold.v1.ExportKeyResponse\"\xa3\x02\xa2\xbb\x18\x9b\x02\n" +
+	"\rkms:UnwrapKey\x12\x06key_id\x10\x01\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x1dUnsupportedOperationException*\x18DryRunOperationException*\x1aInvalidCiphertextException@\x01\x90\x02\x01\x12\xf0\x02\n" +
+	"\tExportKey\x12\x1c.keyhold.v1.ExportKeyRequest\x1a\x1d.keyhold.v1.ExportKeyResponse\"\xa5\x02\xa2\xbb\x18\x9d\x02\n" +
 	"\x17\n" +
 	"\rkms:ExportKey\x12\x06key_id\n" +
 	"\x1e\n" +
-	"\vkms:WrapKey\x12\x0fwrapping_key_id\x10\x02\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x1dUnsupportedOperationException*\x18DryRunOperationException\x90\x02\x01\x12a\n" +
-	"\x05Batch\x12\x18.keyhold.v1.BatchRequest\x1a\x19.keyhold.v1.BatchResponse\"#\xa2\xbb\x18\x1c\x10\x01\x18\x01*\x14KMSInternalException0\x01\x90\x02\x01B7Z5github.com/keyhold/keyhold/proto/keyhold/v1;keyholdv1b\x06proto3"
+	"\vkms:WrapKey\x12\x0fwrapping_key_id\x10\x02\x18\x01*\x11NotFoundException*\x11DisabledException*\x17KeyUnavailableException*\x1aDependencyTimeoutException*\x18InvalidKeyUsageException*\x14KMSInternalException*\x18KMSInvalidStateException*\x1dUnsupportedOperationException*\x18DryRunOperationException@\x01\x90\x02\x01\x12c\n" +
+	"\x05Batch\x12\x18.keyhold.v1.BatchRequest\x1a\x19.keyhold.v1.BatchResponse\"%\xa2\xbb\x18\x1e\x10\x01\x18\x01*\x14KMSInternalException0\x01@\x01\x90\x02\x01B7Z5github.com/keyhold/keyhold/proto/keyhold/v1;keyholdv1b\x06proto3"
 
 var file_keyhold_v1_cryptography_service_proto_goTypes = []any{
 	(*EncryptRequest)(nil),                              // 0: keyhold.v1.EncryptRequest

@@ -98,7 +98,9 @@ type Operation struct {
 	Batch bool `protobuf:"varint,6,opt,name=batch,proto3" json:"batch,omitempty"`
 	// Declared, and not built: the answer is UnsupportedOperationException, to
 	// everyone who is authenticated and whose request is valid.
-	Unbuilt       bool `protobuf:"varint,7,opt,name=unbuilt,proto3" json:"unbuilt,omitempty"`
+	Unbuilt bool `protobuf:"varint,7,opt,name=unbuilt,proto3" json:"unbuilt,omitempty"`
+	// Not an operation of the AWS KMS API, whose door does not serve it.
+	Extension     bool `protobuf:"varint,8,opt,name=extension,proto3" json:"extension,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -178,6 +180,13 @@ func (x *Operation) GetBatch() bool {
 func (x *Operation) GetUnbuilt() bool {
 	if x != nil {
 		return x.Unbuilt
+	}
+	return false
+}
+
+func (x *Operation) GetExtension() bool {
+	if x != nil {
+		return x.Extension
 	}
 	return false
 }
@@ -326,7 +335,7 @@ var File_keyhold_v1_options_proto protoreflect.FileDescriptor
 const file_keyhold_v1_options_proto_rawDesc = "" +
 	"\n" +
 	"\x18keyhold/v1/options.proto\x12\n" +
-	"keyhold.v1\x1a google/protobuf/descriptor.proto\"\xf2\x01\n" +
+	"keyhold.v1\x1a google/protobuf/descriptor.proto\"\x90\x02\n" +
 	"\tOperation\x128\n" +
 	"\vpermissions\x18\x01 \x03(\v2\x16.keyhold.v1.PermissionR\vpermissions\x12'\n" +
 	"\x05plane\x18\x02 \x01(\x0e2\x11.keyhold.v1.PlaneR\x05plane\x12\x1b\n" +
@@ -335,7 +344,8 @@ const file_keyhold_v1_options_proto_rawDesc = "" +
 	"empty_body\x18\x04 \x01(\bR\temptyBody\x12\x16\n" +
 	"\x06errors\x18\x05 \x03(\tR\x06errors\x12\x14\n" +
 	"\x05batch\x18\x06 \x01(\bR\x05batch\x12\x18\n" +
-	"\aunbuilt\x18\a \x01(\bR\aunbuilt\"K\n" +
+	"\aunbuilt\x18\a \x01(\bR\aunbuilt\x12\x1c\n" +
+	"\textension\x18\b \x01(\bR\textension\"K\n" +
 	"\n" +
 	"Permission\x12\x16\n" +
 	"\x06action\x18\x01 \x01(\tR\x06action\x12%\n" +

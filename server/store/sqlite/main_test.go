@@ -16,6 +16,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/keyhold/keyhold/server/identity"
 	"github.com/keyhold/keyhold/server/kms"
 	"github.com/keyhold/keyhold/server/store/storetest"
 )
@@ -96,6 +97,10 @@ func newStore(t testing.TB) *Store {
 
 func TestStore(t *testing.T) {
 	storetest.Test(t, func(t *testing.T) kms.Store { return newStore(t) })
+}
+
+func TestAccessKeys(t *testing.T) {
+	storetest.TestAccessKeys(t, func(t *testing.T) identity.AccessKeyStore { return newStore(t) })
 }
 
 func TestDurable(t *testing.T) {

@@ -3,12 +3,16 @@ package sqlite
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/fstest"
 	"time"
+
+	"github.com/keyhold/keyhold/server/identity"
 )
 
 // later returns our migrations and further ones, as a newer program has them.
@@ -33,6 +37,16 @@ func later(t *testing.T, scripts ...string) fstest.MapFS {
 	return files
 }
 
+// ours returns how many migrations there are.
+func ours(t *testing.T) int {
+	t.Helper()
+	steps, err := migrations(embedded)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(steps)
+}
+
 // openWith opens as a program of that name with those migrations.
 func openWith(t *testing.T, dir, program string, files fs.FS) (*Store, error) {
 	t.Helper()
@@ -47,7 +61,7 @@ func TestMigrate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Schema() != 3 {
+	if s.Schema() != ours(t)+2 {
 		t.Errorf("Schema = %d", s.Schema())
 	}
 	wantN(t, s, 3)
@@ -57,7 +71,7 @@ func TestMigrate(t *testing.T) {
 	}
 	var program, name string
 	var applied int64
-	must(t, s.db.QueryRowContext(t.Context(), "SELECT program, name, applied_us FROM schema_history WHERE version = 3").Scan(&program, &name, &applied))
+	must(t, s.db.QueryRowContext(t.Context(), "SELECT program, name, applied_us FROM schema_history WHERE version = ?", s.Schema()).Scan(&program, &name, &applied))
 	if program != "keyholdd 9.9.9" || name != "later" || applied != 77_000_000 {
 		t.Errorf("history: %q, %q, %d", program, name, applied)
 	}
@@ -70,7 +84,7 @@ func TestMigrate(t *testing.T) {
 	}
 	defer s.Close()
 	wantN(t, s, 4)
-	must(t, s.db.QueryRowContext(t.Context(), "SELECT group_concat(DISTINCT program) FROM schema_history WHERE version > 1").Scan(&program))
+	must(t, s.db.QueryRowContext(t.Context(), "SELECT group_concat(DISTINCT program) FROM schema_history WHERE version > ?", ours(t)).Scan(&program))
 	if program != "keyholdd 9.9.9" {
 		t.Errorf("history: %q", program)
 	}
@@ -96,7 +110,7 @@ func TestNewerSchema(t *testing.T) {
 			_, readErr := OpenReadOnly(t.Context(), dir, Options{})
 			for _, err := range []error{openErr, readErr} {
 				wantRemedy(t, err, ErrNewerSchema)
-				if !strings.Contains(err.Error(), "schema 2 by keyholdd 9.9.9, this program knows 1") {
+				if !strings.Contains(err.Error(), fmt.Sprintf("schema %d by keyholdd 9.9.9, this program knows %d", ours(t)+1, ours(t))) {
 					t.Errorf("error %v", err)
 				}
 			}
@@ -134,7 +148,7 @@ func TestFailingMigration(t *testing.T) {
 		"wrong statement":    "CREATE TABLE half (a); DELETE FROM keys; INSERT INTO nowhere VALUES (1);",
 		"broken reference":   "CREATE TABLE half (a); INSERT INTO aliases VALUES ('1', 'r', 'n', 'none', 0, 0, 1);",
 		"orphans":            "CREATE TABLE half (a); DELETE FROM keys;",
-		"version taken":      "CREATE TABLE half (a); INSERT INTO schema_history VALUES (3, '', '', 0);",
+		"version taken":      "CREATE TABLE half (a); INSERT INTO schema_history VALUES (" + strconv.Itoa(ours(t)+2) + ", '', '', 0);",
 		"own user_version":   "CREATE TABLE half (a); PRAGMA user_version = 55; SELECT nothing;",
 		"check constraint":   "CREATE TABLE half (a); UPDATE keys SET revision = 0;",
 		"unfinished comment": "CREATE TABLE half (a); DELETE FROM tags; CREATE TABLE",
@@ -142,7 +156,7 @@ func TestFailingMigration(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := made(t, 3)
 			_, err := openWith(t, dir, "p", later(t, addColumn, bad))
-			if err == nil || !strings.Contains(err.Error(), "migrate to schema 3 (later)") {
+			if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("migrate to schema %d (later)", ours(t)+2)) {
 				t.Fatalf("error %v", err)
 			}
 			// The lock is free, the second step is there, of the third nothing.
@@ -152,7 +166,7 @@ func TestFailingMigration(t *testing.T) {
 			}
 			var half int
 			must(t, s.db.QueryRowContext(t.Context(), "SELECT count(*) FROM sqlite_schema WHERE name = 'half'").Scan(&half))
-			if half != 0 || s.Schema() != 2 {
+			if half != 0 || s.Schema() != ours(t)+1 {
 				t.Errorf("schema %d, half-made tables: %d", s.Schema(), half)
 			}
 			wantN(t, s, 3)
@@ -235,4 +249,41 @@ func TestCreateWithFailingMigration(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	wantNoDatabase(t, dir)
+}
+
+// TestFirstSchema: a database of the first schema is brought up to date and keeps
+// what is in it.
+func TestFirstSchema(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	first, err := fs.ReadFile(embedded, "migrations/0001_initial.sql")
+	must(t, err)
+	s, err := create(t.Context(), dir, Options{Program: "keyholdd 0.1"}.withDefaults(), fstest.MapFS{"migrations/0001_initial.sql": {Data: first}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	insertN(t, s, 3)
+	must(t, s.Close())
+	s = mustOpen(t, dir)
+	wantN(t, s, 3)
+	must(t, s.Check(t.Context()))
+	if keys, err := s.AccessKeys(t.Context()); err != nil || len(keys) != 0 || s.Schema() != ours(t) {
+		t.Errorf("access keys %v, %v; schema %d", keys, err, s.Schema())
+	}
+}
+
+// TestDamagedAccessKey: a record that breaks its documentation is refused when it
+// is read.
+func TestDamagedAccessKey(t *testing.T) {
+	s := newStore(t)
+	k := &identity.AccessKeyRecord{ID: "AKIA1", Principal: "arn:aws:iam::111122223333:root", Created: time.Unix(5, 0), SealedSecret: []byte("sealed")}
+	must(t, s.InsertAccessKey(t.Context(), k))
+	must(t, s.Check(t.Context()))
+	if _, err := s.writer.ExecContext(t.Context(), "UPDATE access_keys SET principal = 'nobody'"); err != nil {
+		t.Fatal(err)
+	}
+	_, listErr := s.AccessKeys(t.Context())
+	_, oneErr := s.AccessKey(t.Context(), "AKIA1")
+	for _, err := range []error{listErr, oneErr, s.Check(t.Context())} {
+		wantRemedy(t, err, ErrDamaged)
+	}
 }

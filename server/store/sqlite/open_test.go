@@ -449,7 +449,7 @@ func TestReadOnlyCannotWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	if r.Instance() != s.Instance() || r.Schema() != 1 || r.Path() != s.Path() {
+	if r.Instance() != s.Instance() || r.Schema() != ours(t) || r.Path() != s.Path() {
 		t.Errorf("reader: %q, %d, %q", r.Instance(), r.Schema(), r.Path())
 	}
 	for _, db := range []*Reader{r, s.Reader} {

@@ -221,7 +221,10 @@ func (r *Reader) Check(ctx context.Context) error {
 		if _, err := r.loadKeys(ctx, q, nil); err != nil {
 			return err
 		}
-		_, err := loadAliases(ctx, q)
+		if _, err := loadAliases(ctx, q); err != nil {
+			return err
+		}
+		_, err := r.loadAccessKeys(ctx, q, "")
 		return err
 	})
 	if err != nil {

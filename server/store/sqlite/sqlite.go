@@ -1,7 +1,8 @@
-// Package sqlite keeps key and alias records in one SQLite database in a data
-// folder. It is the embedded default of kms.Store.
+// Package sqlite keeps the records of keys, aliases and access keys in one SQLite
+// database in a data folder. It is the embedded default of kms.Store and
+// identity.AccessKeyStore.
 //
-// It promises what kms.Store documents, and to operators:
+// It promises what those document, and to operators:
 //
 //   - A write that returned nil survives the death of the process and, as far
 //     as disk and file system keep their word on fsync, a power failure
@@ -22,7 +23,8 @@
 //     values, refs hexadecimal. A name that this version does not know is
 //     refused, never guessed.
 //
-// It deliberately does not encrypt (a record holds no secret), does not detect
+// It deliberately does not encrypt (the only secrets in a record, those of access
+// keys, come sealed by the token), does not detect
 // that someone who may write to the folder changed a record or put an older
 // copy in place, and does not see that a write-ahead log (keyhold.db-wal) was
 // taken away after a crash: the folder's files belong together. It is not for
