@@ -74,6 +74,9 @@ type Client struct {
 	// Keys is the control plane: the life of keys and aliases.
 	Keys keyholdv1.KeyManagementServiceClient
 
+	// Access makes calls about who may use a key, and about tags.
+	Access keyholdv1.KeyAccessServiceClient
+
 	// Health is the standard health service.
 	Health grpc_health_v1.HealthClient
 
@@ -118,6 +121,7 @@ func Dial(cfg Config) (*Client, error) {
 	return &Client{
 		Crypto: keyholdv1.NewCryptographyServiceClient(conn),
 		Keys:   keyholdv1.NewKeyManagementServiceClient(conn),
+		Access: keyholdv1.NewKeyAccessServiceClient(conn),
 		Health: grpc_health_v1.NewHealthClient(conn),
 		conn:   conn,
 		retry:  cfg.Retry, timeout: cfg.Timeout,
