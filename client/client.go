@@ -77,6 +77,9 @@ type Client struct {
 	// AccessKeys manages what principals sign requests with at other doors.
 	AccessKeys keyholdv1.AccessKeyServiceClient
 
+	// Access makes calls about who may use a key, and about tags.
+	Access keyholdv1.KeyAccessServiceClient
+
 	// Health is the standard health service.
 	Health grpc_health_v1.HealthClient
 
@@ -121,6 +124,7 @@ func Dial(cfg Config) (*Client, error) {
 	return &Client{
 		Crypto:     keyholdv1.NewCryptographyServiceClient(conn),
 		Keys:       keyholdv1.NewKeyManagementServiceClient(conn),
+		Access:     keyholdv1.NewKeyAccessServiceClient(conn),
 		AccessKeys: keyholdv1.NewAccessKeyServiceClient(conn),
 		Health:     grpc_health_v1.NewHealthClient(conn),
 		conn:       conn,

@@ -16,6 +16,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/keyhold/keyhold/proto/awsjson"
@@ -127,7 +128,8 @@ func (a *app) printJSON(v []byte) error {
 }
 
 // printMessage writes a structure of the API: its members with AWS's names,
-// as a JSON object or as two columns.
+// as a JSON object or as two columns. People are spared the members that AWS
+// keeps for old programs: another one says the same.
 func (a *app) printMessage(m proto.Message) error {
 	if a.output == outputJSON {
 		return a.printJSON(awsjson.NewEncoder(awsjson.Options{}).AppendMessage(nil, m))
@@ -136,7 +138,8 @@ func (a *app) printMessage(m proto.Message) error {
 	pm := m.ProtoReflect()
 	fields := pm.Descriptor().Fields()
 	for i := range fields.Len() {
-		if fd := fields.Get(i); pm.Has(fd) {
+		fd := fields.Get(i)
+		if opts, _ := fd.Options().(*descriptorpb.FieldOptions); pm.Has(fd) && !opts.GetDeprecated() {
 			rows = append(rows, []string{awsjson.MemberName(fd), fieldText(fd, pm.Get(fd))})
 		}
 	}

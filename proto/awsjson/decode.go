@@ -17,8 +17,9 @@ type Limits struct {
 	// Depth is how deep objects and lists are in each other, those of members
 	// that nobody knows included. Default 32.
 	Depth int
-	// Elements is how many elements all lists and maps together have. Default
-	// 10,000: an encryption context of 8,192 bytes has fewer.
+	// Elements is how many elements all lists and maps together have, and members
+	// that are there again. Default 10,000: an encryption context of 8,192 bytes
+	// has fewer.
 	Elements int
 }
 
@@ -252,6 +253,10 @@ func (s *decoding) message(m protoreflect.Message) error {
 		}
 		s.path = append(s.path, step{name: f.path})
 		if seen[f.index] {
+			// Each costs a look at all that was noted.
+			if err := s.count(); err != nil {
+				return err
+			}
 			m.Clear(f.desc)
 			s.forget()
 		}

@@ -13,8 +13,8 @@ import (
 // invalid for an enum's name that the schema does not know; that is noted.
 func (s *decoding) scalar(f *decodeField) (protoreflect.Value, error) {
 	var none protoreflect.Value
-	switch {
-	case f.kind == protoreflect.StringKind, f.kind == protoreflect.BytesKind, f.kind == protoreflect.EnumKind:
+	switch f.kind {
+	case protoreflect.StringKind, protoreflect.BytesKind, protoreflect.EnumKind:
 		if s.peek() != '"' {
 			return none, s.mismatch("a String")
 		}
@@ -33,7 +33,7 @@ func (s *decoding) scalar(f *decodeField) (protoreflect.Value, error) {
 			return s.blob(t)
 		}
 		return s.enumValue(f, t), nil
-	case f.kind == protoreflect.BoolKind:
+	case protoreflect.BoolKind:
 		switch s.peek() {
 		case 't':
 			return protoreflect.ValueOfBool(true), s.literal("true")
@@ -41,7 +41,7 @@ func (s *decoding) scalar(f *decodeField) (protoreflect.Value, error) {
 			return protoreflect.ValueOfBool(false), s.literal("false")
 		}
 		return none, s.mismatch("a Boolean")
-	case f.kind == protoreflect.Int32Kind:
+	case protoreflect.Int32Kind:
 		d, err := s.decimal("an Integer")
 		if err != nil {
 			return none, err

@@ -309,6 +309,7 @@ func TestDecodeLargeBodies(t *testing.T) {
 	for name, body := range map[string]string{
 		"brackets":   `{"X":` + strings.Repeat("[", n),
 		"braces":     strings.Repeat(`{"X":`, n/5),
+		"duplicates": `{"KeyId":"","KeySpec":"X"` + strings.Repeat(`,"KeyId":"","Tags":[]`, n/21),
 		"elements":   `{"GrantTokens":[` + strings.Repeat(`"",`, n/3),
 		"entries":    `{"EncryptionContext":{` + strings.Repeat(`"":"",`, n/6),
 		"structures": `{"Tags":[` + strings.Repeat(`{},`, n/3),

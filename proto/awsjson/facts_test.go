@@ -309,7 +309,7 @@ func int64OrNil[N uint64 | int32](has bool, n N) *int64 {
 	if !has {
 		return nil
 	}
-	v := int64(n) //nolint:gosec // limits of ours
+	v := int64(n)
 	return &v
 }
 

@@ -15,12 +15,13 @@ const (
 )
 
 // youngSpec returns the key spec of an old name.
-func youngSpec(old keyholdv1.CustomerMasterKeySpec) keyholdv1.KeySpec {
+func youngSpec(old keyholdv1.CustomerMasterKeySpec) keyholdv1.KeySpec { //nolint:staticcheck // this is what it is for
 	return keyholdv1.KeySpec(keyholdv1.KeySpec_value[specPrefix+strings.TrimPrefix(old.String(), legacyPrefix)])
 }
 
 // legacySpec returns a key spec under its old name, which the younger ones do
 // not have.
-func legacySpec(spec keyholdv1.KeySpec) keyholdv1.CustomerMasterKeySpec {
-	return keyholdv1.CustomerMasterKeySpec(keyholdv1.CustomerMasterKeySpec_value[legacyPrefix+strings.TrimPrefix(spec.String(), specPrefix)])
+func legacySpec(spec keyholdv1.KeySpec) keyholdv1.CustomerMasterKeySpec { //nolint:staticcheck // as above
+	n := keyholdv1.CustomerMasterKeySpec_value[legacyPrefix+strings.TrimPrefix(spec.String(), specPrefix)]
+	return keyholdv1.CustomerMasterKeySpec(n) //nolint:staticcheck // as above
 }

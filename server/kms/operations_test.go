@@ -91,8 +91,8 @@ func (f *fleet) testMetadata(t *testing.T) {
 			KeySpec: k.spec, EncryptionAlgorithms: k.encrypt, SigningAlgorithms: k.sign, MultiRegion: ptr(false),
 			KeyCustody: keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_GENERATED,
 		}
-		if old, ok := keyholdv1.CustomerMasterKeySpec_value["CUSTOMER_MASTER_"+k.spec.String()]; ok { //nolint:staticcheck // AWS still sends it
-			want.CustomerMasterKeySpec = keyholdv1.CustomerMasterKeySpec(old)
+		if old, ok := keyholdv1.CustomerMasterKeySpec_value["CUSTOMER_MASTER_"+k.spec.String()]; ok {
+			want.CustomerMasterKeySpec = keyholdv1.CustomerMasterKeySpec(old) //nolint:staticcheck // AWS still sends it
 		}
 		if k.mac != 0 {
 			want.MacAlgorithms = []keyholdv1.MacAlgorithmSpec{k.mac}

@@ -154,7 +154,7 @@ func constraint(v *protovalidate.Violation, rules *validate.FieldRules, fd proto
 		kinds = []string{shortEnough}
 	case id == "string.len":
 		kinds = []string{longEnough}
-		if n := uint64(len([]rune(v.FieldValue.String()))); n > rules.GetString().GetLen() { //nolint:gosec // a length
+		if n := uint64(len([]rune(v.FieldValue.String()))); n > rules.GetString().GetLen() {
 			kinds = []string{shortEnough}
 		}
 	case id == "required", id == "repeated.min_items": // an empty list or text
