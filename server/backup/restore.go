@@ -399,7 +399,7 @@ func (r *restorer) moves() ([]move, error) {
 	for _, t := range r.m.Tokens {
 		if t.Folder != "" && !done[t.Folder] && !r.o.KeepTokens {
 			done[t.Folder] = true
-			moves = append(moves, move{filepath.Join(r.t.stage(r.t.tokens), "tokens", t.Folder), filepath.Join(r.t.tokens, t.Folder)})
+			moves = append(moves, move{From: filepath.Join(r.t.stage(r.t.tokens), "tokens", t.Folder), To: filepath.Join(r.t.tokens, t.Folder)})
 		}
 	}
 	if !r.o.KeepJournal {
@@ -410,11 +410,11 @@ func (r *restorer) moves() ([]move, error) {
 		for _, e := range entries {
 			// The journal's next segment, if it has made one, it makes again.
 			if e.Name() == audit.HeadName || strings.HasSuffix(e.Name(), ".khj") {
-				moves = append(moves, move{filepath.Join(r.t.stage(r.t.audit), e.Name()), filepath.Join(r.t.audit, e.Name())})
+				moves = append(moves, move{From: filepath.Join(r.t.stage(r.t.audit), e.Name()), To: filepath.Join(r.t.audit, e.Name())})
 			}
 		}
 	}
-	moves = append(moves, move{filepath.Join(r.t.stage(r.t.data), sqlite.FileName), filepath.Join(r.t.data, sqlite.FileName)})
+	moves = append(moves, move{From: filepath.Join(r.t.stage(r.t.data), sqlite.FileName), To: filepath.Join(r.t.data, sqlite.FileName)})
 	for _, m := range moves {
 		r.out.Places = append(r.out.Places, m.To)
 	}
