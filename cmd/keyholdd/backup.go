@@ -129,7 +129,8 @@ next restore takes back what that one did.
 
 How often keys have encrypted since the backup is not known to it, and a version of
 a key must not encrypt more than 2^32 times: each is counted as having done so
---sealed-since times since. The number of audit records since is always enough.
+--sealed-since times since. Always enough is the number of audit records since, and
+sealsCounted of each event RestoreBackup among them.
 
 An HSM's own backup is restored with its vendor's tools, before this. Where only the
 database is lost, --keep-audit-log and --keep-tokens leave the newer log and tokens in

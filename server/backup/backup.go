@@ -100,6 +100,9 @@ func (m *maker) make(ctx context.Context) (*Made, error) {
 		return nil, err
 	}
 	atStore, err := audit.Durable(ctx, m.o.Config.Audit.Dir)
+	if errors.Is(err, audit.ErrNoJournal) {
+		err = fmt.Errorf("%w; hint: where there are segments, start the daemon once, it makes a new one", err)
+	}
 	if err != nil {
 		return nil, err
 	}

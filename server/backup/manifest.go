@@ -168,10 +168,16 @@ func (m *Manifest) check() error {
 	if m.Version != formatVersion || m.Created.IsZero() {
 		return fmt.Errorf("format %d of %s", m.Version, m.Created)
 	}
+	var counts []uint64
 	for _, a := range []string{m.Journal.First, m.Journal.AtStore, m.Journal.End} {
-		if _, err := audit.ParseAnchor(a); err != nil {
+		at, err := audit.ParseAnchor(a)
+		if err != nil {
 			return err
 		}
+		counts = append(counts, at.Count)
+	}
+	if counts[1] > counts[2] {
+		return fmt.Errorf("the audit log ends at %s, before %s", m.Journal.End, m.Journal.AtStore)
 	}
 	if len(m.Files) > maxFiles {
 		return fmt.Errorf("%d files, at most %d are allowed", len(m.Files), maxFiles)

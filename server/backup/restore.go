@@ -52,7 +52,7 @@ type RestoreOptions struct {
 	KeepTokens bool
 	// SealedSince is how often each version of a key may have encrypted since the
 	// backup was made; that is counted as done. Optional: with KeepJournal what that
-	// tells, else DefaultSealedSince.
+	// tells, if it is known where it ended, else DefaultSealedSince.
 	SealedSince *uint64
 	// AllowMissing restores records of keys whose material is not in the token.
 	AllowMissing bool
@@ -127,6 +127,8 @@ type restorer struct {
 	out  *Restored
 	m    *Manifest
 	keys []*kms.KeyRecord
+	// unrecorded is how many of out.SealedSince the journal may have no records of.
+	unrecorded uint64
 }
 
 // ready stages and verifies everything, and returns what remains to be done.
