@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/keyhold/keyhold/hsm"
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 	"github.com/keyhold/keyhold/server"
 	"github.com/keyhold/keyhold/server/audit"
 	"github.com/keyhold/keyhold/server/kms"
@@ -229,7 +230,7 @@ func (m *maker) keysIn(name string) (n int) {
 // key of the copied store to be there.
 func (m *maker) checkTokens(ctx context.Context) error {
 	if m.o.SkipTokens {
-		return nil
+		return m.destroyed(ctx)
 	}
 	restore := func() {}
 	if slices.ContainsFunc(m.tokens, (*token).softhsm) {
@@ -243,24 +244,36 @@ func (m *maker) checkTokens(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("look whether the tokens hold the keys: %w; hint: --skip-token-check leaves this out", err)
 	}
-	// Keys whose waiting period ended meanwhile are gone rightly.
+	if err := m.destroyed(ctx); err != nil {
+		return err
+	}
+	for _, o := range orphans {
+		if o.Kind == kms.OrphanRecord && !slices.Contains(m.manifest.Destroyed, string(o.KeyID)) {
+			m.lost = append(m.lost, o)
+		}
+	}
+	return nil
+}
+
+// destroyed notes the keys whose waiting period ended since the store was copied: the
+// tokens, or the copies of them, may lack them rightly.
+func (m *maker) destroyed(ctx context.Context) error {
 	r, err := sqlite.OpenReadOnly(ctx, m.o.Config.DataDir, sqlite.Options{})
 	if err != nil {
 		return err
 	}
-	defer r.Close()
-	for _, o := range orphans {
-		if o.Kind != kms.OrphanRecord {
+	defer r.Close() // nothing was written
+	for _, k := range m.keys {
+		if k.State != keyholdv1.KeyState_KEY_STATE_PENDING_DELETION {
 			continue
 		}
-		k, err := r.Key(ctx, o.KeyID)
-		if errors.Is(err, kms.ErrNotFound) || err == nil && k.Destroying {
-			continue
-		}
-		if err != nil {
+		now, err := r.Key(ctx, k.ID)
+		switch {
+		case errors.Is(err, kms.ErrNotFound), err == nil && now.Destroying:
+			m.manifest.Destroyed = append(m.manifest.Destroyed, string(k.ID))
+		case err != nil:
 			return err
 		}
-		m.lost = append(m.lost, o)
 	}
 	return nil
 }
@@ -380,7 +393,7 @@ func (m *maker) write(ctx context.Context) (*Made, error) {
 
 // readBack reads a whole archive, as Restore does.
 func readBack(ctx context.Context, r io.Reader) error {
-	a, err := openArchive(r)
+	a, err := openArchive(r, "")
 	if err != nil {
 		return err
 	}

@@ -133,14 +133,11 @@ type restorer struct {
 
 // ready stages and verifies everything, and returns what remains to be done.
 func (r *restorer) ready(ctx context.Context) ([]move, error) {
-	a, err := openArchive(r.o.In)
+	a, err := openArchive(r.o.In, r.o.Manifest)
 	if err != nil {
 		return nil, err
 	}
 	r.m, r.out.Manifest, r.out.SHA256 = a.manifest, a.manifest, a.sum
-	if r.o.Manifest != "" && r.o.Manifest != a.sum {
-		return nil, fmt.Errorf("the manifest has the SHA-256 %s, and not %s: it is another backup", a.sum, r.o.Manifest)
-	}
 	if err := r.place(ctx); err != nil {
 		return nil, err
 	}
@@ -341,9 +338,15 @@ func (r *restorer) tokens(ctx context.Context) error {
 	if r.out.Orphans, err = compare(ctx, r.o.Config, r.m.Store.Instance, r.keys); err != nil {
 		return fmt.Errorf("look whether the tokens hold the keys: %w; hint: --skip-token-check leaves this out", err)
 	}
+	return r.missing()
+}
+
+// missing wants all keys to be in their tokens but those that were destroyed while the
+// backup was made.
+func (r *restorer) missing() error {
 	var missing []string
 	for _, o := range r.out.Orphans {
-		if o.Kind == kms.OrphanRecord {
+		if o.Kind == kms.OrphanRecord && !slices.Contains(r.m.Destroyed, string(o.KeyID)) {
 			missing = append(missing, string(o.KeyID))
 		}
 	}
