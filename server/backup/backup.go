@@ -23,7 +23,8 @@ import (
 type Options struct {
 	Config     *server.Config
 	ConfigFile string
-	// Out is the archive's path; it must not exist. Empty: Stdout is written to.
+	// Out is the archive's path; it must not exist. Empty: Stdout is written to, and
+	// nothing is read back.
 	Out    string
 	Stdout io.Writer
 	// Secrets puts PIN files and the server's TLS key into the archive.
@@ -53,7 +54,9 @@ type Made struct {
 const stagePrefix = ".keyhold-backup-"
 
 // Make makes a backup. When it returns nil, the archive is whole, on the disk,
-// and was read back; after an error there is none. It sets SOFTHSM2_CONF and what
+// and was read back; after an error there is none. What went to Stdout is whole, no
+// more; after an error, or when ctx ends, a part of it may have been written, and
+// until a write to Stdout that nobody reads ends, it goes on in the background. It sets SOFTHSM2_CONF and what
 // else the configuration sets for tokens, and no other code of the process may
 // use PKCS#11 meanwhile.
 func Make(ctx context.Context, o Options) (*Made, error) {
@@ -362,9 +365,7 @@ func (m *maker) write(ctx context.Context) (*Made, error) {
 	}
 	made := &Made{Manifest: &m.manifest, SHA256: string(sumLine(manifest)[:64]), Lost: m.lost}
 	if m.o.Out == "" {
-		counted := &counter{w: m.o.Stdout}
-		err := writeArchive(ctx, counted, manifest, m.manifest.Created, m.sources)
-		made.Bytes = counted.n
+		made.Bytes, err = m.stream(ctx, manifest)
 		return made, err
 	}
 	temp := filepath.Join(m.stage, "archive")
@@ -389,6 +390,20 @@ func (m *maker) write(ctx context.Context) (*Made, error) {
 		return nil, err
 	}
 	return made, nil
+}
+
+// stream writes the archive to Stdout. A write to a pipe that nobody reads does not
+// end with ctx: it is left alone then, so that the stage is removed.
+func (m *maker) stream(ctx context.Context, manifest []byte) (bytes int64, err error) {
+	counted := &counter{w: m.o.Stdout}
+	written := make(chan error, 1)
+	go func() { written <- writeArchive(ctx, counted, manifest, m.manifest.Created, m.sources) }()
+	select {
+	case err := <-written:
+		return counted.n, err
+	case <-ctx.Done():
+		return 0, fmt.Errorf("write the backup: %w", ctx.Err())
+	}
 }
 
 // readBack reads a whole archive, as Restore does.

@@ -40,7 +40,11 @@ func TestParentOfRoot(t *testing.T) {
 
 func wantInstallHint(t *testing.T, parent string, err error) {
 	t.Helper()
-	want := fmt.Sprintf("install -d -m 700 -o %d %s", os.Geteuid(), filepath.Join(parent, "data"))
+	const command = "install -d -m 700 -o "
+	if page, err := os.ReadFile(filepath.Join("..", "..", "docs", "operations.md")); err != nil || !strings.Contains(string(page), "`"+command+"USER ") {
+		t.Errorf("docs/operations.md lacks the command: %v", err)
+	}
+	want := fmt.Sprintf("%s%d %s", command, os.Geteuid(), filepath.Join(parent, "data"))
 	if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), want) {
 		t.Errorf("got %v, want the hint %q", err, want)
 	}

@@ -38,7 +38,7 @@ type RestoreOptions struct {
 	// Config says where things go: data_dir, audit.dir, and SoftHSM's folder of
 	// tokens. None of them may hold an installation.
 	Config *server.Config
-	// In is the archive.
+	// In is the archive. Where Restore fails, a read of it may go on.
 	In io.Reader
 	// Manifest is the SHA-256 of the manifest that is expected, hex. Optional.
 	Manifest string
@@ -110,15 +110,33 @@ func Restore(ctx context.Context, o RestoreOptions) (*Restored, error) {
 	if err != nil {
 		return nil, err
 	}
+	in, stop := readUntil(ctx, o.In)
+	defer stop()
+	o.In = in
 	r := &restorer{o: o, t: t, out: &Restored{}}
 	moves, err := r.ready(ctx)
 	if err == nil {
 		err = t.commit(moves)
 	}
+	if interrupted := ctx.Err(); interrupted != nil && errors.Is(err, interrupted) {
+		err = fmt.Errorf("restore: %w", interrupted) // and nothing is damaged
+	}
 	if err != nil {
 		return nil, errors.Join(err, t.undo())
 	}
 	return r.out, t.done()
+}
+
+// readUntil reads from r until ctx ends, also where r is a pipe that nobody writes to:
+// such a read of r goes on in the background.
+func readUntil(ctx context.Context, r io.Reader) (in io.Reader, stop func()) {
+	reads, writes := io.Pipe()
+	go func() {
+		_, err := io.Copy(writes, r)
+		writes.CloseWithError(err)
+	}()
+	cancel := context.AfterFunc(ctx, func() { writes.CloseWithError(ctx.Err()) })
+	return reads, func() { cancel(); reads.Close() }
 }
 
 type restorer struct {
