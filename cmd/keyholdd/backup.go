@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -30,7 +31,9 @@ func backupCommand() *cobra.Command {
 		Long: `Makes one consistent set of the database, the audit log and the files of SoftHSM
 tokens, and writes it to the tar file OUT (0600), or to standard output for "-".
 The daemon may run, and is not hindered. The set is complete and on the disk when
-the command ends well; OUT is not there otherwise, and is never overwritten.
+the command ends well; OUT is not there otherwise, and is never overwritten. What
+goes to a pipe is not read back, and what reads the pipe cannot tell a failed backup
+from a whole one: look at this command's exit status, as the second example does.
 
 An HSM's keys are backed up with its vendor's tools; the set says which keys must
 be there. Configuration, certificates and SoftHSM's configuration are in it too.
@@ -42,7 +45,8 @@ whoever has both has the keys. Encrypt the set, as in the second example.
 Run it as the daemon's user. It logs in to each token once, with the PIN that the
 configuration names.`,
 		Example: `  keyholdd backup --config keyholdd.yaml /srv/backup/keyhold-2026-01-31.tar
-  keyholdd backup --config keyholdd.yaml - | age -R backup.pub > keyhold-2026-01-31.tar.age`,
+  bash -c 'set -o pipefail; keyholdd backup --config keyholdd.yaml - | age -R backup.pub > new.tar.age' &&
+    mv new.tar.age keyhold-2026-01-31.tar.age`,
 	}
 	load := configFlag(cmd)
 	cmd.Args = onePath
@@ -67,7 +71,9 @@ configuration names.`,
 		} else {
 			opts.Out, report = args[0], cmd.OutOrStdout()
 		}
-		made, err := backup.Make(cmd.Context(), opts)
+		ctx, stop := untilHangup(cmd.Context())
+		defer stop()
+		made, err := backup.Make(ctx, opts)
 		if err != nil {
 			return err
 		}
@@ -78,6 +84,15 @@ configuration names.`,
 		return nil
 	}
 	return cmd
+}
+
+// untilHangup ends ctx also on SIGHUP, which a terminal that closes sends: it must not
+// leave copies of tokens lying about. Under nohup, SIGHUP stays ignored.
+func untilHangup(ctx context.Context) (context.Context, context.CancelFunc) {
+	if signal.Ignored(syscall.SIGHUP) {
+		return ctx, func() {}
+	}
+	return signal.NotifyContext(ctx, syscall.SIGHUP)
 }
 
 // onePath wants one argument.
@@ -129,7 +144,8 @@ next restore takes back what that one did.
 
 How often keys have encrypted since the backup is not known to it, and a version of
 a key must not encrypt more than 2^32 times: each is counted as having done so
---sealed-since times since. The number of audit records since is always enough.
+--sealed-since times since. Always enough is the number of audit records since, and
+sealsCounted of each event RestoreBackup among them.
 
 An HSM's own backup is restored with its vendor's tools, before this. Where only the
 database is lost, --keep-audit-log and --keep-tokens leave the newer log and tokens in
@@ -180,7 +196,9 @@ func runRestore(cmd *cobra.Command, opts backup.RestoreOptions, in string) error
 		defer f.Close()
 		opts.In = f
 	}
-	restored, err := backup.Restore(cmd.Context(), opts)
+	ctx, stop := untilHangup(cmd.Context())
+	defer stop()
+	restored, err := backup.Restore(ctx, opts)
 	if restored != nil {
 		reportRestored(cmd.OutOrStdout(), restored, opts, cmd.Flag("config").Value.String())
 	}

@@ -220,7 +220,15 @@ func TestRestoreWithAnotherToken(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, "data")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the data folder: %v", err)
 	}
-	report := mustKeyholdd(t, "restore", "--config", config, "--allow-missing-keys", external)
+	// Where it was destroyed while the backup was made, the backup says so.
+	report := mustKeyholdd(t, "restore", "--config", config, asExternal(t, archive, id))
+	if !strings.Contains(report, "record without object") || !strings.Contains(report, id) {
+		t.Errorf("the report does not tell of %s:\n%s", id, report)
+	}
+	if err := os.Rename(filepath.Join(dir, "data"), filepath.Join(old, "data-again")); err != nil {
+		t.Fatal(err)
+	}
+	report = mustKeyholdd(t, "restore", "--config", config, "--allow-missing-keys", external)
 	for _, want := range []string{"record without object", id, "object without record", later.metadata.GetKeyId()} {
 		if !strings.Contains(report, want) {
 			t.Errorf("the report lacks %q:\n%s", want, report)
@@ -290,8 +298,9 @@ func TestRestoreOfStoreAlone(t *testing.T) {
 	verifyAudit(t, dir)
 }
 
-// asExternal rewrites an archive to one whose token is backed up elsewhere.
-func asExternal(t *testing.T, archive string) string {
+// asExternal rewrites an archive to one whose token is backed up elsewhere, and during
+// which these keys were destroyed.
+func asExternal(t *testing.T, archive string, destroyed ...string) string {
 	t.Helper()
 	f, err := os.Open(archive)
 	if err != nil {
@@ -320,6 +329,7 @@ func asExternal(t *testing.T, archive string) string {
 	for i := range m.Tokens {
 		m.Tokens[i].Folder = ""
 	}
+	m.Destroyed = destroyed
 	inToken := func(name string) bool { return strings.HasPrefix(name, "tokens/") }
 	m.Files = slices.DeleteFunc(m.Files, func(f backup.File) bool { return inToken(f.Name) })
 	names = slices.DeleteFunc(names, inToken)

@@ -78,3 +78,49 @@ func TestOperationsDrill(t *testing.T) {
 	typeDrill(t, dir, "when it runs again")
 	d.stop(t)
 }
+
+// TestOperationsPipe: the pipe of docs/operations.md ends well with a whole backup, and
+// a backup that fails fails it, and leaves no file that looks like one. What encrypts is
+// left out: it is somebody else's.
+func TestOperationsPipe(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "operations.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, script, ok := strings.Cut(string(text), "<!-- pipe -->\n```bash\n")
+	script, _, end := strings.Cut(script, "```")
+	if !ok || !end {
+		t.Fatal("docs/operations.md shows no pipe")
+	}
+	world := filepath.Join(t.TempDir(), "dev")
+	config := filepath.Join(world, "keyholdd.yaml")
+	for old, replacement := range map[string]string{"/etc/keyhold/keyholdd.yaml": config, "age -R backup.pub": "cat"} {
+		if strings.Count(script, old) != 1 {
+			t.Fatalf("the pipe does not name %s once:\n%s", old, script)
+		}
+		script = strings.Replace(script, old, replacement, 1)
+	}
+	start(t, world).stop(t)
+	typed := func() (made []string, err error) {
+		cmd := exec.CommandContext(t.Context(), "bash")
+		cmd.Dir, cmd.Stdin = t.TempDir(), strings.NewReader(script)
+		cmd.Env = append(os.Environ(), "PATH="+binaries.dir+":"+os.Getenv("PATH"))
+		out, err := cmd.CombinedOutput()
+		t.Logf("%v\n%s", err, out)
+		made, globErr := filepath.Glob(filepath.Join(cmd.Dir, "keyhold-*"))
+		if globErr != nil {
+			t.Fatal(globErr)
+		}
+		return made, err
+	}
+	made, err := typed()
+	if err != nil || len(made) != 1 {
+		t.Fatalf("made %q, %v", made, err)
+	}
+	wipe(t, world)
+	if made, err := typed(); err == nil || len(made) > 0 {
+		t.Errorf("without an installation: made %q, %v", made, err)
+	}
+	mustKeyholdd(t, "restore", "--config", config, made[0])
+}

@@ -14,7 +14,7 @@ import (
 // tuneTestVariable makes this test's program do as main does, and say what it has.
 const tuneTestVariable = "KEYHOLDD_TEST_TUNE"
 
-func init() {
+func init() { //nolint:gochecknoinits // before TestMain, as main would be
 	if os.Getenv(tuneTestVariable) == "" {
 		return
 	}

@@ -63,10 +63,10 @@ func (d *daemon) start(ctx context.Context) error {
 		return err
 	}
 	d.exited = make(chan struct{})
-	go func() {
-		d.exit = d.cmd.Wait()
-		close(d.exited)
-	}()
+	go func(cmd *exec.Cmd, exited chan<- struct{}) { // stop forgets d.cmd
+		d.exit = cmd.Wait()
+		close(exited)
+	}(d.cmd, d.exited)
 	deadline := time.NewTimer(startTimeout)
 	defer deadline.Stop()
 	poll := time.NewTicker(10 * time.Millisecond)

@@ -283,7 +283,7 @@ func (o *opening) noteHead(records []byte, found bool) ([]byte, error) {
 	}
 	o.opts.Logger.Warn("audit head file is not usable: a loss of the newest records cannot be told from a crash; making a new one",
 		"dir", o.dir, "head", what, "records", o.at.Count)
-	payload, err := note(o.opts, noteHeadLost, Member{"headFile", what})
+	payload, err := note(o.opts, NoteHeadRenewed, Member{"headFile", what})
 	if err != nil {
 		return nil, err
 	}

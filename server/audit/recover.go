@@ -11,9 +11,8 @@ import (
 
 // Names of the notes that the journal writes about itself.
 const (
-	noteTornTail = "AuditJournalTailCut"     // Open cut off an unfinished commit
-	noteHeadLost = "AuditJournalHeadRenewed" // Open found no usable head file
-	noteFailure  = "AuditJournalRecovered"   // a write or sync had failed
+	noteTornTail = "AuditJournalTailCut"   // Open cut off an unfinished commit
+	noteFailure  = "AuditJournalRecovered" // a write or sync had failed
 )
 
 // note encodes a note's payload.

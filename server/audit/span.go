@@ -29,6 +29,10 @@ type SegmentPart struct {
 // HeadName is the name of the head file.
 const HeadName = headName
 
+// NoteHeadRenewed is the eventName of the note that Open found no usable head file:
+// records before it may be missing that nobody knows of.
+const NoteHeadRenewed = "AuditJournalHeadRenewed"
+
 const (
 	// settlePause is the time between two looks at the head file.
 	settlePause = 10 * time.Millisecond
@@ -45,7 +49,7 @@ func Durable(ctx context.Context, dir string) (Anchor, error) {
 		case err == nil && found:
 			return at, nil
 		case err == nil:
-			return at, fmt.Errorf("%w: %s has no head file; hint: where there are segments, start the daemon once, it makes a new one", ErrNoJournal, dir)
+			return at, fmt.Errorf("%w: %s has no head file", ErrNoJournal, dir)
 		case attempt == lockAttempts || ctx.Err() != nil:
 			return at, fmt.Errorf("read the audit journal's head file in %s: %w", dir, errors.Join(err, ctx.Err()))
 		}

@@ -101,7 +101,9 @@ type reader struct {
 	sum      string // SHA-256 of the manifest, hex
 }
 
-func openArchive(r io.Reader) (*reader, error) {
+// openArchive reads the manifest. It is looked into only where it has the SHA-256 want,
+// hex, if that is not empty.
+func openArchive(r io.Reader, want string) (*reader, error) {
 	a := &reader{tar: tar.NewReader(r), raw: r}
 	b, err := a.small(manifestName, maxManifestBytes)
 	if err != nil {
@@ -115,6 +117,9 @@ func openArchive(r io.Reader) (*reader, error) {
 		return nil, fmt.Errorf("%w: the manifest is not what was written", ErrDamaged)
 	}
 	a.sum = string(sum[:2*sha256.Size])
+	if want != "" && want != a.sum {
+		return nil, fmt.Errorf("the manifest has the SHA-256 %s, and not %s: it is another backup", a.sum, want)
+	}
 	a.manifest, err = parseManifest(b)
 	return a, err
 }

@@ -18,13 +18,13 @@ func FuzzArchive(f *testing.F) {
 	s.manifest = Manifest{Format: formatName, Version: formatVersion, Created: nowUTC(), Journal: JournalFacts{First: anchor, AtStore: anchor, End: anchor}}
 	s.files()
 	a := s.archive(f, nil)
-	if _, err := openArchive(bytes.NewReader(a)); err != nil {
+	if _, err := openArchive(bytes.NewReader(a), ""); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(a)
 	f.Add(s.archiveOf(f, []byte(`{"format":"keyhold-backup","version":1}`), nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		r, err := openArchive(bytes.NewReader(b))
+		r, err := openArchive(bytes.NewReader(b), "")
 		if err != nil {
 			return
 		}

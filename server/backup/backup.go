@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/keyhold/keyhold/hsm"
+	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 	"github.com/keyhold/keyhold/server"
 	"github.com/keyhold/keyhold/server/audit"
 	"github.com/keyhold/keyhold/server/kms"
@@ -22,7 +23,8 @@ import (
 type Options struct {
 	Config     *server.Config
 	ConfigFile string
-	// Out is the archive's path; it must not exist. Empty: Stdout is written to.
+	// Out is the archive's path; it must not exist. Empty: Stdout is written to, and
+	// nothing is read back.
 	Out    string
 	Stdout io.Writer
 	// Secrets puts PIN files and the server's TLS key into the archive.
@@ -52,7 +54,9 @@ type Made struct {
 const stagePrefix = ".keyhold-backup-"
 
 // Make makes a backup. When it returns nil, the archive is whole, on the disk,
-// and was read back; after an error there is none. It sets SOFTHSM2_CONF and what
+// and was read back; after an error there is none. What went to Stdout is whole, no
+// more; after an error, or when ctx ends, a part of it may have been written, and
+// until a write to Stdout that nobody reads ends, it goes on in the background. It sets SOFTHSM2_CONF and what
 // else the configuration sets for tokens, and no other code of the process may
 // use PKCS#11 meanwhile.
 func Make(ctx context.Context, o Options) (*Made, error) {
@@ -100,6 +104,9 @@ func (m *maker) make(ctx context.Context) (*Made, error) {
 		return nil, err
 	}
 	atStore, err := audit.Durable(ctx, m.o.Config.Audit.Dir)
+	if errors.Is(err, audit.ErrNoJournal) {
+		err = fmt.Errorf("%w; hint: where there are segments, start the daemon once, it makes a new one", err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -226,7 +233,7 @@ func (m *maker) keysIn(name string) (n int) {
 // key of the copied store to be there.
 func (m *maker) checkTokens(ctx context.Context) error {
 	if m.o.SkipTokens {
-		return nil
+		return m.destroyed(ctx)
 	}
 	restore := func() {}
 	if slices.ContainsFunc(m.tokens, (*token).softhsm) {
@@ -240,24 +247,36 @@ func (m *maker) checkTokens(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("look whether the tokens hold the keys: %w; hint: --skip-token-check leaves this out", err)
 	}
-	// Keys whose waiting period ended meanwhile are gone rightly.
+	if err := m.destroyed(ctx); err != nil {
+		return err
+	}
+	for _, o := range orphans {
+		if o.Kind == kms.OrphanRecord && !slices.Contains(m.manifest.Destroyed, string(o.KeyID)) {
+			m.lost = append(m.lost, o)
+		}
+	}
+	return nil
+}
+
+// destroyed notes the keys whose waiting period ended since the store was copied: the
+// tokens, or the copies of them, may lack them rightly.
+func (m *maker) destroyed(ctx context.Context) error {
 	r, err := sqlite.OpenReadOnly(ctx, m.o.Config.DataDir, sqlite.Options{})
 	if err != nil {
 		return err
 	}
-	defer r.Close()
-	for _, o := range orphans {
-		if o.Kind != kms.OrphanRecord {
+	defer r.Close() // nothing was written
+	for _, k := range m.keys {
+		if k.State != keyholdv1.KeyState_KEY_STATE_PENDING_DELETION {
 			continue
 		}
-		k, err := r.Key(ctx, o.KeyID)
-		if errors.Is(err, kms.ErrNotFound) || err == nil && k.Destroying {
-			continue
-		}
-		if err != nil {
+		now, err := r.Key(ctx, k.ID)
+		switch {
+		case errors.Is(err, kms.ErrNotFound), err == nil && now.Destroying:
+			m.manifest.Destroyed = append(m.manifest.Destroyed, string(k.ID))
+		case err != nil:
 			return err
 		}
-		m.lost = append(m.lost, o)
 	}
 	return nil
 }
@@ -346,9 +365,7 @@ func (m *maker) write(ctx context.Context) (*Made, error) {
 	}
 	made := &Made{Manifest: &m.manifest, SHA256: string(sumLine(manifest)[:64]), Lost: m.lost}
 	if m.o.Out == "" {
-		counted := &counter{w: m.o.Stdout}
-		err := writeArchive(ctx, counted, manifest, m.manifest.Created, m.sources)
-		made.Bytes = counted.n
+		made.Bytes, err = m.stream(ctx, manifest)
 		return made, err
 	}
 	temp := filepath.Join(m.stage, "archive")
@@ -375,9 +392,23 @@ func (m *maker) write(ctx context.Context) (*Made, error) {
 	return made, nil
 }
 
+// stream writes the archive to Stdout. A write to a pipe that nobody reads does not
+// end with ctx: it is left alone then, so that the stage is removed.
+func (m *maker) stream(ctx context.Context, manifest []byte) (bytes int64, err error) {
+	counted := &counter{w: m.o.Stdout}
+	written := make(chan error, 1)
+	go func() { written <- writeArchive(ctx, counted, manifest, m.manifest.Created, m.sources) }()
+	select {
+	case err := <-written:
+		return counted.n, err
+	case <-ctx.Done():
+		return 0, fmt.Errorf("write the backup: %w", ctx.Err())
+	}
+}
+
 // readBack reads a whole archive, as Restore does.
 func readBack(ctx context.Context, r io.Reader) error {
-	a, err := openArchive(r)
+	a, err := openArchive(r, "")
 	if err != nil {
 		return err
 	}

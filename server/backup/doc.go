@@ -15,9 +15,10 @@
 //     knows of all that is in 1 and 2.
 //
 // What is in 2 and 3 beyond 1 looks like what a crash leaves: objects without
-// records, intents whose key is not there. Each backup is read back before it
-// gets its name: the store is checked, the journal verified, the copied tokens
-// are opened and their objects compared with the records.
+// records, intents whose key is not there. Before it is
+// written, the store is checked, the journal verified, the copied tokens are opened
+// and their objects compared with the records. An archive in a file is read back
+// before it gets its name; what goes to a pipe is not.
 //
 // Restore puts all of it in place or nothing: it stages everything on the target
 // file systems, verifies it, opens the tokens, and moves it with a mark in the

@@ -27,6 +27,10 @@ const (
 	maxManifestBytes = 256 << 20
 	// maxFiles bounds the entries of an archive.
 	maxFiles = 1 << 20
+	// maxFacts bounds the manifest's lists of tokens and of what is elsewhere.
+	maxFacts = 1 << 16
+	// maxKeyIDBytes bounds a key's id, a UUID.
+	maxKeyIDBytes = 64
 	// maxTokenFileBytes bounds a file of a SoftHSM token; the largest objects
 	// have some 4 KiB.
 	maxTokenFileBytes = 1 << 20
@@ -55,6 +59,10 @@ type Manifest struct {
 	Secrets bool `json:"secrets"`
 	// Elsewhere names what the installation needs and the backup lacks.
 	Elsewhere []string `json:"elsewhere"`
+
+	// Destroyed are the keys of the store whose waiting period ended while the backup
+	// was made: their material may be missing rightly.
+	Destroyed []string `json:"destroyed,omitempty"`
 
 	// Files are the archive's other entries, in their order.
 	Files []File `json:"files"`
@@ -153,9 +161,7 @@ func parseManifest(b []byte) (*Manifest, error) {
 			ErrNewerFormat, head.Version, head.Program, formatVersion)
 	}
 	m := &Manifest{}
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(m); err != nil {
+	if err := json.Unmarshal(b, m); err != nil {
 		return nil, fmt.Errorf("%w: manifest: %w", ErrDamaged, err)
 	}
 	if err := m.check(); err != nil {
@@ -164,17 +170,93 @@ func parseManifest(b []byte) (*Manifest, error) {
 	return m, nil
 }
 
+// UnmarshalJSON reads a manifest, its lists element by element: an element may take
+// many times the memory of its three bytes, and a list is left at the first that is
+// wrong, or one too many. Unknown members are errors.
+func (m *Manifest) UnmarshalJSON(b []byte) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return errors.Join(errors.New("it is no object"), err)
+	}
+	members := map[string]func() error{
+		"format":    func() error { return d.Decode(&m.Format) },
+		"version":   func() error { return d.Decode(&m.Version) },
+		"program":   func() error { return d.Decode(&m.Program) },
+		"created":   func() error { return d.Decode(&m.Created) },
+		"store":     func() error { return d.Decode(&m.Store) },
+		"journal":   func() error { return d.Decode(&m.Journal) },
+		"secrets":   func() error { return d.Decode(&m.Secrets) },
+		"tokens":    func() error { return decodeList(d, &m.Tokens, maxFacts, nil) },
+		"elsewhere": func() error { return decodeList(d, &m.Elsewhere, maxFacts, nil) },
+		"destroyed": func() error { return decodeList(d, &m.Destroyed, maxFiles, checkDestroyed) },
+		"files":     func() error { return decodeList(d, &m.Files, maxFiles, File.check) },
+	}
+	for d.More() {
+		name, err := d.Token()
+		if err != nil {
+			return err
+		}
+		text, _ := name.(string) // members have names
+		decode := members[text]
+		if decode == nil {
+			return fmt.Errorf("unknown member %q", text)
+		}
+		if err := decode(); err != nil {
+			return fmt.Errorf("%s: %w", text, err)
+		}
+	}
+	return nil
+}
+
+// decodeList reads a list of at most that many elements, with a check of each that is
+// optional.
+func decodeList[T any](d *json.Decoder, list *[]T, most int, check func(T) error) error {
+	*list = nil
+	t, err := d.Token()
+	if err != nil || t == nil {
+		return err
+	}
+	if t != json.Delim('[') {
+		return errors.New("it is no list")
+	}
+	for d.More() {
+		if len(*list) == most {
+			return fmt.Errorf("more than %d elements", most)
+		}
+		var element T
+		if err := d.Decode(&element); err != nil {
+			return err
+		}
+		if check != nil {
+			if err := check(element); err != nil {
+				return err
+			}
+		}
+		*list = append(*list, element)
+	}
+	_, err = d.Token()
+	return err
+}
+
 func (m *Manifest) check() error {
 	if m.Version != formatVersion || m.Created.IsZero() {
 		return fmt.Errorf("format %d of %s", m.Version, m.Created)
 	}
+	var counts []uint64
 	for _, a := range []string{m.Journal.First, m.Journal.AtStore, m.Journal.End} {
-		if _, err := audit.ParseAnchor(a); err != nil {
+		at, err := audit.ParseAnchor(a)
+		if err != nil {
 			return err
 		}
+		counts = append(counts, at.Count)
 	}
-	if len(m.Files) > maxFiles {
-		return fmt.Errorf("%d files, at most %d are allowed", len(m.Files), maxFiles)
+	if counts[1] > counts[2] {
+		return fmt.Errorf("the audit log ends at %s, before %s", m.Journal.End, m.Journal.AtStore)
+	}
+	// Of a manifest that was read, they are known to be.
+	if max(len(m.Files), len(m.Destroyed)) > maxFiles || max(len(m.Tokens), len(m.Elsewhere)) > maxFacts {
+		return fmt.Errorf("%d files and %d destroyed keys, at most %d are allowed", len(m.Files), len(m.Destroyed), maxFiles)
 	}
 	folders := make(map[string]bool)
 	for _, t := range m.Tokens {
@@ -184,14 +266,11 @@ func (m *Manifest) check() error {
 	}
 	seen := make(map[string]bool)
 	for _, f := range m.Files {
-		sum, err := hex.DecodeString(f.SHA256)
-		switch {
-		case !entryName.MatchString(f.Name) || seen[f.Name]:
-			return fmt.Errorf("the file name %q is not one of a backup, or is there twice", f.Name)
-		case f.Size < 0 || f.Size > limit(f.Name):
-			return fmt.Errorf("%s has %d bytes, at most %d are allowed", f.Name, f.Size, limit(f.Name))
-		case err != nil || len(sum) != sha256.Size:
-			return fmt.Errorf("%s has the SHA-256 %q", f.Name, f.SHA256)
+		switch err := f.check(); {
+		case err != nil:
+			return err
+		case seen[f.Name]:
+			return fmt.Errorf("%s is there twice", f.Name)
 		case strings.HasPrefix(f.Name, tokensFolder) && !folders[strings.Split(f.Name, "/")[1]]:
 			return fmt.Errorf("%s belongs to no token", f.Name)
 		}
@@ -206,6 +285,28 @@ func (m *Manifest) check() error {
 		if !seen[tokensFolder+folder+"/token.object"] {
 			return fmt.Errorf("the token in %s is missing", folder)
 		}
+	}
+	return nil
+}
+
+// check wants an entry to be one of a backup, by itself.
+func (f File) check() error {
+	sum, err := hex.DecodeString(f.SHA256)
+	switch {
+	case !entryName.MatchString(f.Name):
+		return fmt.Errorf("the file name %q is not one of a backup", f.Name)
+	case f.Size < 0 || f.Size > limit(f.Name):
+		return fmt.Errorf("%s has %d bytes, at most %d are allowed", f.Name, f.Size, limit(f.Name))
+	case err != nil || len(sum) != sha256.Size:
+		return fmt.Errorf("%s has the SHA-256 %q", f.Name, f.SHA256)
+	}
+	return nil
+}
+
+// checkDestroyed wants what can be a key's id.
+func checkDestroyed(id string) error {
+	if id == "" || len(id) > maxKeyIDBytes {
+		return fmt.Errorf("%q is no key id", id)
 	}
 	return nil
 }

@@ -38,7 +38,7 @@ type RestoreOptions struct {
 	// Config says where things go: data_dir, audit.dir, and SoftHSM's folder of
 	// tokens. None of them may hold an installation.
 	Config *server.Config
-	// In is the archive.
+	// In is the archive. Where Restore fails, a read of it may go on.
 	In io.Reader
 	// Manifest is the SHA-256 of the manifest that is expected, hex. Optional.
 	Manifest string
@@ -52,7 +52,7 @@ type RestoreOptions struct {
 	KeepTokens bool
 	// SealedSince is how often each version of a key may have encrypted since the
 	// backup was made; that is counted as done. Optional: with KeepJournal what that
-	// tells, else DefaultSealedSince.
+	// tells, if it is known where it ended, else DefaultSealedSince.
 	SealedSince *uint64
 	// AllowMissing restores records of keys whose material is not in the token.
 	AllowMissing bool
@@ -110,15 +110,33 @@ func Restore(ctx context.Context, o RestoreOptions) (*Restored, error) {
 	if err != nil {
 		return nil, err
 	}
+	in, stop := readUntil(ctx, o.In)
+	defer stop()
+	o.In = in
 	r := &restorer{o: o, t: t, out: &Restored{}}
 	moves, err := r.ready(ctx)
 	if err == nil {
 		err = t.commit(moves)
 	}
+	if interrupted := ctx.Err(); interrupted != nil && errors.Is(err, interrupted) {
+		err = fmt.Errorf("restore: %w", interrupted) // and nothing is damaged
+	}
 	if err != nil {
 		return nil, errors.Join(err, t.undo())
 	}
 	return r.out, t.done()
+}
+
+// readUntil reads from r until ctx ends, also where r is a pipe that nobody writes to:
+// such a read of r goes on in the background.
+func readUntil(ctx context.Context, r io.Reader) (in io.Reader, stop func()) {
+	reads, writes := io.Pipe()
+	go func() {
+		_, err := io.Copy(writes, r)
+		writes.CloseWithError(err)
+	}()
+	cancel := context.AfterFunc(ctx, func() { writes.CloseWithError(ctx.Err()) })
+	return reads, func() { cancel(); reads.Close() }
 }
 
 type restorer struct {
@@ -127,18 +145,17 @@ type restorer struct {
 	out  *Restored
 	m    *Manifest
 	keys []*kms.KeyRecord
+	// unrecorded is how many of out.SealedSince the journal may have no records of.
+	unrecorded uint64
 }
 
 // ready stages and verifies everything, and returns what remains to be done.
 func (r *restorer) ready(ctx context.Context) ([]move, error) {
-	a, err := openArchive(r.o.In)
+	a, err := openArchive(r.o.In, r.o.Manifest)
 	if err != nil {
 		return nil, err
 	}
 	r.m, r.out.Manifest, r.out.SHA256 = a.manifest, a.manifest, a.sum
-	if r.o.Manifest != "" && r.o.Manifest != a.sum {
-		return nil, fmt.Errorf("the manifest has the SHA-256 %s, and not %s: it is another backup", a.sum, r.o.Manifest)
-	}
 	if err := r.place(ctx); err != nil {
 		return nil, err
 	}
@@ -339,9 +356,15 @@ func (r *restorer) tokens(ctx context.Context) error {
 	if r.out.Orphans, err = compare(ctx, r.o.Config, r.m.Store.Instance, r.keys); err != nil {
 		return fmt.Errorf("look whether the tokens hold the keys: %w; hint: --skip-token-check leaves this out", err)
 	}
+	return r.missing()
+}
+
+// missing wants all keys to be in their tokens but those that were destroyed while the
+// backup was made.
+func (r *restorer) missing() error {
 	var missing []string
 	for _, o := range r.out.Orphans {
-		if o.Kind == kms.OrphanRecord {
+		if o.Kind == kms.OrphanRecord && !slices.Contains(r.m.Destroyed, string(o.KeyID)) {
 			missing = append(missing, string(o.KeyID))
 		}
 	}
@@ -399,7 +422,7 @@ func (r *restorer) moves() ([]move, error) {
 	for _, t := range r.m.Tokens {
 		if t.Folder != "" && !done[t.Folder] && !r.o.KeepTokens {
 			done[t.Folder] = true
-			moves = append(moves, move{filepath.Join(r.t.stage(r.t.tokens), "tokens", t.Folder), filepath.Join(r.t.tokens, t.Folder)})
+			moves = append(moves, move{From: filepath.Join(r.t.stage(r.t.tokens), "tokens", t.Folder), To: filepath.Join(r.t.tokens, t.Folder)})
 		}
 	}
 	if !r.o.KeepJournal {
@@ -410,11 +433,11 @@ func (r *restorer) moves() ([]move, error) {
 		for _, e := range entries {
 			// The journal's next segment, if it has made one, it makes again.
 			if e.Name() == audit.HeadName || strings.HasSuffix(e.Name(), ".khj") {
-				moves = append(moves, move{filepath.Join(r.t.stage(r.t.audit), e.Name()), filepath.Join(r.t.audit, e.Name())})
+				moves = append(moves, move{From: filepath.Join(r.t.stage(r.t.audit), e.Name()), To: filepath.Join(r.t.audit, e.Name())})
 			}
 		}
 	}
-	moves = append(moves, move{filepath.Join(r.t.stage(r.t.data), sqlite.FileName), filepath.Join(r.t.data, sqlite.FileName)})
+	moves = append(moves, move{From: filepath.Join(r.t.stage(r.t.data), sqlite.FileName), To: filepath.Join(r.t.data, sqlite.FileName)})
 	for _, m := range moves {
 		r.out.Places = append(r.out.Places, m.To)
 	}

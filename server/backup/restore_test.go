@@ -329,8 +329,7 @@ func interrupt(t *testing.T, cfg *server.Config, archive []byte, steps int) (mov
 	if steps == 3 {
 		return 0, false
 	}
-	tg.plan.Moves = moves
-	must(t, tg.savePlan())
+	must(t, tg.planMoves(moves))
 	moved = steps - 4
 	if moved > len(moves) {
 		return moved, true

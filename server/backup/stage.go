@@ -1,44 +1,25 @@
 package backup
 
 import (
-	"encoding/json"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/keyhold/keyhold/server"
 )
 
-// stageName is the folder within each target folder, and so on its file system,
-// in which a restore makes everything ready.
+// stageName is the folder within the data folder in which a restore makes ready
+// what goes there. It begins the names of those in the other target folders, each on
+// its own file system, which other installations may share: these end in random
+// letters.
 const stageName = ".keyhold-restore"
-
-// planName is the file in the data folder's stage that says what is moved.
-const planName = "plan.json"
-
-// maxPlanBytes bounds a plan that is read.
-const maxPlanBytes = 256 << 20
-
-// plan says what a restore does to the targets, so that an interrupted one can be
-// taken back: Stages are its own folders, Made those that it made because they
-// were missing. A move has happened where To is there and From is not. Nothing of
-// it was ever in use: the daemon does not start while the mark is there.
-type plan struct {
-	Stages []string `json:"stages"`
-	Made   []string `json:"made"`
-	Moves  []move   `json:"moves"`
-}
-
-type move struct {
-	From string `json:"from"`
-	To   string `json:"to"`
-}
 
 // targets are the folders that a restore fills.
 type targets struct {
@@ -50,12 +31,16 @@ type targets struct {
 
 	mark *os.File
 	plan plan
+	// stages are the stages in audit and tokens, by folder.
+	stages map[string]string
+	// sync makes the names in a folder durable.
+	sync func(dir string) error
 }
 
 // claim makes the data folder if need be, and the mark in it. It takes back what
 // an interrupted restore left. Nobody else restores there until done or undo.
 func claim(cfg *server.Config, keepJournal bool) (*targets, error) {
-	t := &targets{kept: keepJournal}
+	t := &targets{kept: keepJournal, stages: make(map[string]string), sync: syncDir}
 	var err error
 	if t.data, err = filepath.Abs(cfg.DataDir); err != nil {
 		return nil, err
@@ -82,14 +67,7 @@ func claim(cfg *server.Config, keepJournal bool) (*targets, error) {
 	if err != nil {
 		return nil, err
 	}
-	if interrupted {
-		err = t.takeBack()
-	} else {
-		// Without a mark, what a finished restore may have left undoes nothing: its
-		// installation has been in use since.
-		err = os.RemoveAll(t.stage(t.data))
-	}
-	if err != nil {
+	if err := t.takeBack(interrupted); err != nil {
 		return nil, errors.Join(err, t.mark.Close())
 	}
 	if madeData {
@@ -116,6 +94,9 @@ func makeDir(dir string) (made bool, err error) {
 	err = os.Mkdir(dir, 0o700)
 	if errors.Is(err, fs.ErrExist) {
 		return false, nil
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return false, fmt.Errorf("make the folder: %w; hint: as root, `install -d -m 700 -o %d %s`", err, os.Geteuid(), dir)
 	}
 	if err != nil {
 		return false, fmt.Errorf("make the folder: %w; hint: make its parent first, or correct the configuration", err)
@@ -155,65 +136,20 @@ func stillThere(f *os.File, path string) bool {
 	return err == nil && os.SameFile(mine, found)
 }
 
-func (t *targets) stage(dir string) string { return filepath.Join(dir, stageName) }
-
-// takeBack takes back what an interrupted restore did, by its plan.
-func (t *targets) takeBack() error {
-	f, err := os.Open(filepath.Join(t.stage(t.data), planName))
-	if errors.Is(err, fs.ErrNotExist) {
-		// It stopped before it did anything but, perhaps, make its stage here.
-		return os.RemoveAll(t.stage(t.data))
+// stage returns the stage in one of the target folders; for others than the data
+// folder, once prepare has named it.
+func (t *targets) stage(dir string) string {
+	if dir == t.data {
+		return dataStage(dir)
 	}
-	if err != nil {
-		return fmt.Errorf("read what the interrupted restore did: %w", err)
-	}
-	defer f.Close()
-	var old plan
-	b, err := io.ReadAll(io.LimitReader(f, maxPlanBytes))
-	if err == nil {
-		err = json.Unmarshal(b, &old)
-	}
-	if err != nil {
-		return fmt.Errorf("read what the interrupted restore did: %w", err)
-	}
-	return old.undo(t.data)
+	return t.stages[dir]
 }
 
-// undo takes moves and stages back; the data folder and its mark stay.
-func (p *plan) undo(data string) error {
-	for _, m := range slices.Backward(p.Moves) {
-		waits, err := exists(m.From)
-		if err != nil {
-			return err
-		}
-		placed, err := exists(m.To)
-		if err != nil {
-			return err
-		}
-		if waits || !placed {
-			continue
-		}
-		if err := os.Rename(m.To, m.From); err != nil {
-			return fmt.Errorf("take back %s: %w", m.To, err)
-		}
-	}
-	// The plan is in the data folder's stage, which goes last.
-	for _, dir := range slices.Backward(p.Stages) {
-		if err := os.RemoveAll(dir); err != nil {
-			return fmt.Errorf("remove what was staged: %w", err)
-		}
-	}
-	for _, dir := range slices.Backward(p.Made) {
-		if dir != data {
-			_ = os.Remove(dir) // only where it is empty
-		}
-	}
-	return syncDir(data)
-}
+func dataStage(data string) string { return filepath.Join(data, stageName) }
 
 // undo takes all back and removes the mark. The targets are as they were.
 func (t *targets) undo() error {
-	if err := t.plan.undo(t.data); err != nil {
+	if err := t.plan.undo(t.data, t.sync); err != nil {
 		return errors.Join(fmt.Errorf("%w; hint: run `keyholdd restore` again, it goes on with taking back", err), t.mark.Close())
 	}
 	if err := t.unmark(); err != nil {
@@ -246,11 +182,7 @@ func (t *targets) prepare() error {
 		dirs = append(dirs, t.tokens)
 	}
 	// The data folder's stage first, since the plan is in it.
-	t.plan.Stages = []string{t.stage(t.data)}
 	if err := os.Mkdir(t.stage(t.data), 0o700); err != nil {
-		return err
-	}
-	if err := t.savePlan(); err != nil {
 		return err
 	}
 	for _, dir := range dirs[1:] {
@@ -259,7 +191,8 @@ func (t *targets) prepare() error {
 		} else if !found {
 			t.plan.Made = append(t.plan.Made, dir)
 		}
-		t.plan.Stages = append(t.plan.Stages, t.stage(dir))
+		t.stages[dir] = filepath.Join(dir, stageName+"-"+strings.ToLower(rand.Text()))
+		t.plan.Stages = append(t.plan.Stages, t.stages[dir])
 	}
 	if err := t.savePlan(); err != nil {
 		return err
@@ -272,13 +205,9 @@ func (t *targets) prepare() error {
 			if err := empty(dir, ""); err != nil {
 				return err
 			}
-			// Of a restore that was finished and then killed.
-			if err := os.RemoveAll(t.stage(dir)); err != nil {
-				return err
-			}
 		}
 		if err := os.Mkdir(t.stage(dir), 0o700); err != nil {
-			return fmt.Errorf("%w; hint: it is of another restore; if none is at work, remove it", err)
+			return err
 		}
 		if err := syncDir(dir); err != nil {
 			return err
@@ -300,17 +229,16 @@ func (t *targets) emptyData() error {
 }
 
 // empty wants nothing in a folder but what a restore, or a file system, has made,
-// and the folder except.
+// and the folder except, or a symbolic link to it.
 func empty(dir, except string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		path := filepath.Join(dir, e.Name())
 		switch {
-		case e.Name() == stageName, e.Name() == "restore.unfinished", e.Name() == "keyhold.lock", e.Name() == "lost+found":
-		case path == except && e.IsDir():
+		case strings.HasPrefix(e.Name(), stageName), e.Name() == "restore.unfinished", e.Name() == "keyhold.lock", e.Name() == "lost+found":
+		case sameFolder(filepath.Join(dir, e.Name()), except):
 		default:
 			return fmt.Errorf("%s is not empty (there is %s): %w; hint: a restore overwrites nothing. If an installation is there, stop it and move its folders away; keep them, they may hold newer records", dir, e.Name(), fs.ErrExist)
 		}
@@ -318,36 +246,20 @@ func empty(dir, except string) error {
 	return nil
 }
 
-// savePlan writes the plan, whole or not at all.
-func (t *targets) savePlan() error {
-	b, err := json.Marshal(t.plan)
-	if err != nil {
-		return err
+// sameFolder tells whether two paths lead to one folder. A journal on a disk of its
+// own may be behind a link.
+func sameFolder(a, b string) bool {
+	one, err := os.Stat(a)
+	if err != nil || !one.IsDir() {
+		return false
 	}
-	path := filepath.Join(t.stage(t.data), planName)
-	if err := os.Remove(path + ".new"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	err = createFile(path+".new", func(f *os.File) error {
-		_, err := f.Write(b)
-		return err
-	})
-	if err == nil {
-		err = os.Rename(path+".new", path)
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(path))
-	}
-	if err != nil {
-		return fmt.Errorf("note what is about to be done: %w", err)
-	}
-	return nil
+	other, err := os.Stat(b)
+	return err == nil && os.SameFile(one, other)
 }
 
 // commit moves what is staged to its places.
 func (t *targets) commit(moves []move) error {
-	t.plan.Moves = moves
-	if err := t.savePlan(); err != nil {
+	if err := t.planMoves(moves); err != nil {
 		return err
 	}
 	folders := make(map[string]bool)
@@ -363,7 +275,7 @@ func (t *targets) commit(moves []move) error {
 		folders[filepath.Dir(m.To)] = true
 	}
 	for dir := range folders {
-		if err := syncDir(dir); err != nil {
+		if err := t.sync(dir); err != nil {
 			return err
 		}
 	}
@@ -376,10 +288,8 @@ func (t *targets) done() error {
 	if err := t.unmark(); err != nil {
 		return err
 	}
-	for _, dir := range slices.Backward(t.plan.Stages) {
-		if err := os.RemoveAll(dir); err != nil {
-			return fmt.Errorf("all is in place, but what was staged is not removed: %w; hint: remove it", err)
-		}
+	if err := t.plan.clear(t.data); err != nil {
+		return fmt.Errorf("all is in place, but what was staged is not removed: %w; hint: remove it", err)
 	}
 	return nil
 }
