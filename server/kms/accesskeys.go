@@ -16,7 +16,6 @@ import (
 // neverUsed is what IAM says of an access key that was not used.
 const neverUsed = "N/A"
 
-
 // resolvePrincipal is step 5 for a principal, by ARN; absent, it is the caller. It
 // need not be in the configuration: its keys may outlive it there.
 func (s *Service) resolvePrincipal(c *call, sub *subject, arn string) error {
