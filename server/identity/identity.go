@@ -116,6 +116,9 @@ type Caller struct {
 	// TLSVersion and CipherSuite describe the connection, by the standard's
 	// names; empty where there is none.
 	TLSVersion, CipherSuite string
+	// Host is what the client calls the server, where the door is HTTP over TLS;
+	// untrusted.
+	Host string
 }
 
 // Errors of Directory.Authenticate.
