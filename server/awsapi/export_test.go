@@ -13,6 +13,7 @@ import (
 const (
 	MaxBodyBytes  = maxBodyBytes
 	BodyRoomBytes = bodyRoomBytes
+	AnswerBytes   = answerBytes
 )
 
 // SetTimeouts makes the door less patient. Before Serve.

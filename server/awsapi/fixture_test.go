@@ -147,6 +147,7 @@ type served struct {
 	client  *http.Client
 	logs    *logBuffer
 	refused atomic.Int64
+	ahead   atomic.Int64 // of the clock, in nanoseconds
 	// header and body are timeouts, where they are not the door's own.
 	header, body time.Duration
 	// stop drains until ctx ends, then cuts. Only the first stop counts.
@@ -206,7 +207,10 @@ func open(t testing.TB, c awsapi.Core, options ...option) *served {
 	t.Helper()
 	s := &served{t: t, signer: signerOf(), logs: &logBuffer{}}
 	s.keys = &keys{secrets: map[string]string{s.signer.AccessKeyID: s.signer.Secret}}
-	verifier, err := sigv4.New(sigv4.Config{Credentials: s.keys, Regions: []string{region}, AllowQuery: true})
+	verifier, err := sigv4.New(sigv4.Config{
+		Credentials: s.keys, Regions: []string{region}, AllowQuery: true,
+		Now: func() time.Time { return time.Now().Add(time.Duration(s.ahead.Load())) },
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
