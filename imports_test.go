@@ -318,6 +318,7 @@ var guardedStandard = map[string]reasons{
 	},
 	"os/exec": {
 		"cmd/keyholdd":      "the witness runs in a child process",
+		"cmd/keyhold":       "keyhold aws finds the AWS CLI",
 		"hsm/witness":       "the witness runs in a child process",
 		"hsm/hsmtest/fault": "it compiles its library",
 		"server/servertest": "it builds and runs the daemon",
