@@ -187,6 +187,8 @@ var internalImports = map[string]reasons{
 		"proto/awsjson":    "--output json has AWS's member names",
 		"server/audit":     "keyhold audit verify, offline",
 		"internal/bench":   "keyhold bench prints what all benchmarks do",
+
+		"server/sigv4/sign": "keyhold bench signs requests for the AWS door; pure Go, no part of the server",
 	},
 	"cmd/keyholdd": {
 		"server":              "the daemon",
