@@ -35,9 +35,20 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	requestID := uuid.NewString()
 	w.Header().Set("X-Amzn-Requestid", requestID)
 	w.Header().Set("Cache-Control", "no-cache, no-store, must-revalidate, private")
-	service, fail := serviceKMS, func(f *failure) { writeFailure(w, *f) }
+	service, known := serviceKMS, false
 	if isQuery(r) {
-		service, fail = serviceSTS, func(f *failure) { writeQueryFailure(w, requestID, *f) }
+		service = serviceSTS
+	}
+	fail := func(f *failure) {
+		if !known && f.status < http.StatusInternalServerError {
+			// Strangers keep no place among the connections.
+			w.Header().Set("Connection", "close")
+		}
+		if service == serviceSTS {
+			writeQueryFailure(w, requestID, *f)
+		} else {
+			writeFailure(w, *f)
+		}
 	}
 	defer func() {
 		if p := recover(); p != nil {
@@ -62,6 +73,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if fault == nil {
 		var caller *identity.Caller
 		if caller, fault = s.authenticate(ctx, r, requestID, service, body); fault == nil {
+			known = true
 			if service == serviceSTS {
 				fault = s.serveQuery(ctx, w, r, caller, body)
 			} else {

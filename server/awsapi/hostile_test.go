@@ -154,16 +154,42 @@ func TestExpectContinue(t *testing.T) {
 	}
 }
 
-// TestPipelined requests are answered in order.
+// TestPipelined requests are answered in order; a stranger's is the last one.
 func TestPipelined(t *testing.T) {
 	t.Parallel()
 	s := open(t, willing())
 	c := s.dial()
-	c.send(t, s.head("{}", true, "Content-Length: 2")+"{}"+s.head("{}", false, "Content-Length: 2")+"{}"+
-		s.head("{}", true, "Transfer-Encoding: chunked")+"1\r\n{\r\n1\r\n}\r\n0\r\n\r\n")
-	for i, want := range []int{200, 400, 200} {
+	good := s.head("{}", true, "Content-Length: 2") + "{}"
+	c.send(t, good+s.head("{}x", true, "Content-Length: 3")+"{}x"+
+		s.head("{}", true, "Transfer-Encoding: chunked")+"1\r\n{\r\n1\r\n}\r\n0\r\n\r\n"+
+		s.head("{}", false, "Content-Length: 2")+"{}"+good)
+	for i, want := range []int{200, 400, 200, 400} {
 		if status, body := c.answer(t); status != want {
 			t.Errorf("request %d: %d %s, want %d", i+1, status, body, want)
+		}
+	}
+	c.wantClosed(t, "a stranger")
+}
+
+// TestStrangersKeepNoConnection: whoever is not authenticated is hung up on, so that
+// nobody takes all connections with one request each.
+func TestStrangersKeepNoConnection(t *testing.T) {
+	t.Parallel()
+	for _, options := range [][]option{nil, {overTLS("h2")}} {
+		c := willing()
+		s := open(t, c, append(options, func(cfg *awsapi.Config, _ *served) { cfg.MaxConnections = 2 })...)
+		for range 20 {
+			if a := s.send(s.request("Encrypt", "{}")); a.status != http.StatusBadRequest {
+				t.Errorf("%d %s", a.status, a.body)
+			}
+			r := s.request("Encrypt", "{}")
+			r.Method = http.MethodGet
+			if a := s.send(r); a.status != http.StatusNotFound {
+				t.Errorf("%d %s", a.status, a.body)
+			}
+		}
+		if a := s.call("Encrypt", "{}x"); a.header.Get("Connection") != "" || a.status != http.StatusBadRequest {
+			t.Errorf("a caller who is known: %d, %v", a.status, a.header)
 		}
 	}
 }
