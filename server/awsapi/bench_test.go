@@ -38,7 +38,7 @@ func BenchmarkRequest(b *testing.B) {
 				s := open(b, &core{do: func(context.Context, *identity.Caller, string, proto.Message) (proto.Message, error) {
 					return &keyholdv1.EncryptResponse{KeyId: arnOfKey, CiphertextBlob: blob, EncryptionAlgorithm: 1}, nil
 				}})
-				body := fmt.Sprintf(`{"KeyId":%q,"Plaintext":"%s","EncryptionContext":{"tenant":"42","table":"cards"}}`, arnOfKey, strings.Repeat("AAAA", size/3))
+				body := fmt.Sprintf(`{"KeyId":%q,"Plaintext":%q,"EncryptionContext":{"tenant":"42","table":"cards"}}`, arnOfKey, strings.Repeat("AAAA", size/3))
 				want := http.StatusOK
 				out := s.request("Encrypt", body)
 				if who == "stranger" {
@@ -72,7 +72,7 @@ func BenchmarkHTTP(b *testing.B) {
 	for name, options := range map[string][]option{"plain": nil, "http1": {overTLS("http/1.1")}, "http2": {overTLS("h2")}} {
 		b.Run(name, func(b *testing.B) {
 			s := open(b, willing(), options...)
-			body := fmt.Sprintf(`{"KeyId":%q,"Plaintext":"%s"}`, arnOfKey, strings.Repeat("AAAA", 1024/3))
+			body := fmt.Sprintf(`{"KeyId":%q,"Plaintext":%q}`, arnOfKey, strings.Repeat("AAAA", 1024/3))
 			r := s.request("Encrypt", body)
 			s.signer.Sign(r, []byte(body), time.Now())
 			b.ReportAllocs()
