@@ -26,14 +26,14 @@ type fakeDoor struct {
 	*httptest.Server
 	verifier *sigv4.Verifier
 	caFile   string
-	// answer, if it is set, is that of all operations.
-	answer func(w http.ResponseWriter)
 
 	connections atomic.Int64
 	mu          sync.Mutex
-	targets     map[string]int
-	bodies      map[string]bool
-	refused     []string
+	// answer, if it is set, is that of all operations.
+	answer  func(w http.ResponseWriter)
+	targets map[string]int
+	bodies  map[string]bool
+	refused []string
 }
 
 type fakeKeys struct{}
@@ -81,6 +81,13 @@ func newFakeDoor(t *testing.T, secure bool, env map[string]string) *fakeDoor {
 		"AWS_ENDPOINT_URL": d.URL, "AWS_ACCESS_KEY_ID": "AKIATEST", "AWS_SECRET_ACCESS_KEY": "a secret", "AWS_REGION": "eu-west-1", "AWS_CA_BUNDLE": d.caFile,
 	})
 	return d
+}
+
+// answers makes f answer all operations.
+func (d *fakeDoor) answers(f func(w http.ResponseWriter)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.answer = f
 }
 
 func (d *fakeDoor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -172,21 +179,21 @@ func TestBenchAWSFails(t *testing.T) {
 		{func(w http.ResponseWriter) { w.Header().Set("Content-Length", "10000000") }, "too large"},
 		{func(http.ResponseWriter) { panic(http.ErrAbortHandler) }, "EOF"},
 	} {
-		d.answer = tt.answer
+		d.answers(tt.answer)
 		code, stdout, stderr := benchAWS(t, env, "--op", "random")
 		if code != exitFailure || stdout != "" || !strings.Contains(stderr, tt.words) || strings.Contains(stderr, "\x1b") {
 			t.Errorf("exit code %d, %q, %q, want %q", code, stdout, stderr, tt.words)
 		}
 	}
 	// Some fail, and are counted by name; the connection goes on.
-	d.answer = func(w http.ResponseWriter) {
+	d.answers(func(w http.ResponseWriter) {
 		if n++; n%2 == 0 {
 			w.WriteHeader(http.StatusInternalServerError)
 			fmt.Fprint(w, `{"__type":"KeyUnavailableException"}`)
 			return
 		}
 		fmt.Fprint(w, `{}`)
-	}
+	})
 	before := d.connections.Load()
 	code, stdout, stderr := benchAWS(t, env, "--op", "random", "--concurrency", "1")
 	if r := reports(t, stdout); code != exitOK || r[0].Errors == 0 || r[0].Ops == 0 || !strings.Contains(stderr, "KeyUnavailableException") || d.connections.Load()-before != 1 {
