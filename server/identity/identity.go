@@ -105,7 +105,7 @@ type Caller struct {
 	AccessKeyID string
 	// Region is the region that the request is for.
 	Region string
-	// Door is the way in: grpc, or keyhold for the service's own work.
+	// Door is the way in: grpc, aws, or keyhold for the service's own work.
 	Door string
 	// RequestID is unique to the request and is shown to the client.
 	RequestID string
