@@ -79,10 +79,14 @@ func typeSession(t *testing.T, steps []step) {
 	if len(outputs) != len(steps)+1 {
 		t.Fatalf("%d commands, %d outputs:\n%s", len(steps), len(outputs)-1, out)
 	}
-	// What differs each time: ids, and how many records there are.
+	// What differs each time: ids, how many records there are, and how wide a column is
+	// that has more rows than are shown.
 	id := regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
 	records := regexp.MustCompile(`(?m)^(Records +)\d+$`)
-	same := func(s string) string { return records.ReplaceAllString(id.ReplaceAllString(s, "ID"), "${1}N") }
+	spaces := regexp.MustCompile(` {2,}`)
+	same := func(s string) string {
+		return spaces.ReplaceAllString(records.ReplaceAllString(id.ReplaceAllString(s, "ID"), "${1}N"), "  ")
+	}
 	for i, s := range steps {
 		if got := string(outputs[i]); same(got) != same(s.output) {
 			t.Errorf("$ %sprints\n%sand not\n%s", s.command, got, s.output)
