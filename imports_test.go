@@ -187,6 +187,8 @@ var internalImports = map[string]reasons{
 		"proto/awsjson":    "--output json has AWS's member names",
 		"server/audit":     "keyhold audit verify, offline",
 		"internal/bench":   "keyhold bench prints what all benchmarks do",
+
+		"server/sigv4/sign": "keyhold bench signs requests for the AWS door; pure Go, no part of the server",
 	},
 	"cmd/keyholdd": {
 		"server":              "the daemon",
@@ -318,6 +320,7 @@ var guardedStandard = map[string]reasons{
 	},
 	"os/exec": {
 		"cmd/keyholdd":      "the witness runs in a child process",
+		"cmd/keyhold":       "keyhold aws finds the AWS CLI",
 		"hsm/witness":       "the witness runs in a child process",
 		"hsm/hsmtest/fault": "it compiles its library",
 		"server/servertest": "it builds and runs the daemon",

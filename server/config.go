@@ -138,11 +138,13 @@ type GRPCConfig struct {
 // AWSConfig is the AWS door: the AWS KMS API, signed with access keys
 // (`keyhold access-key create`).
 type AWSConfig struct {
-	// Listen is host:port. Optional: without it there is no such door.
+	// Listen is host:port, such as 0.0.0.0:8443. Optional: without it there is no
+	// such door.
 	Listen string `yaml:"listen,omitempty"`
-	// Cert and Key are the server's certificate chain and key, PEM. Read again
-	// when they change. Without them the door speaks plain HTTP, which is
-	// allowed on loopback only: plaintexts cross the connection.
+	// Cert and Key are the server's certificate chain and key, PEM; they may be
+	// those of the gRPC door. Read again when they change. Without them the door
+	// speaks plain HTTP, which is allowed on loopback only: plaintexts cross the
+	// connection. With them it speaks TLS 1.2 and 1.3.
 	Cert string `yaml:"cert,omitempty"`
 	Key  string `yaml:"key,omitempty"`
 	// MaxConnections bounds the connections that are open, those of clients that

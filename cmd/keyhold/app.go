@@ -91,7 +91,7 @@ Exit codes: 0 success, 1 failure, 2 wrong usage.`,
 		a.encryptCommand(), a.decryptCommand(), a.reencryptCommand(), a.dataKeyCommand(), a.dataKeyPairCommand(), a.fileCommand(),
 		a.signCommand(), a.verifyCommand(), a.macCommand(), a.verifyMacCommand(),
 		a.wrapCommand(), a.unwrapCommand(), a.deriveCommand(), a.randomCommand(), a.pubkeyCommand(),
-		a.auditCommand(), a.statusCommand(), a.benchCommand(), a.envCommand(), a.versionCommand(),
+		a.auditCommand(), a.statusCommand(), a.awsCommand(), a.benchCommand(), a.envCommand(), a.versionCommand(),
 	)
 	// cobra adds these two itself, but only in Execute: too late for noteStart.
 	root.InitDefaultHelpCmd()

@@ -34,6 +34,7 @@ const (
 // benchArgs is what bench was told.
 type benchArgs struct {
 	ops         []string
+	door        string
 	spec        keyholdv1.KeySpec
 	concurrency int
 	connections int
@@ -46,7 +47,8 @@ type benchArgs struct {
 	cleanup     bool
 	yes         bool
 
-	runs []benchRun // what ops says, when it was checked
+	runs []benchRun   // what ops says, when it was checked
+	aws  *awsSettings // of the AWS door, if it is that
 }
 
 // benchRun is an operation that is measured, and how it is sent.
@@ -81,6 +83,13 @@ that pauses is asked less in the meantime, so that percentiles show less of the
 pause than callers who do not wait would see (coordinated omission). They weigh
 items: a batch counts its latency as often as it has items that succeeded.
 
+With --door aws the requests go through the AWS door: JSON over HTTP/1.1, signed
+with the access key of the environment or of ./` + devEnvFile + `, as ` + "`keyhold aws`" + `
+takes it, anew each second, which is how exact a signature is. Each sender has a
+connection of its own, which is kept, unless --connections says how many they share.
+ping is a signed request for an operation that there is not: it costs what connection
+and signature cost, and writes no audit record. Keys are made over gRPC.
+
 Where KEYHOLD_ADMIN_URL is set, the CPU time of the whole server process is
 shown, divided by the items that succeeded.
 
@@ -91,25 +100,43 @@ not there, and stay for the next time. --cleanup schedules their deletion.`,
   keyhold bench --op encrypt --batch 100 --keys 8
   keyhold bench --op encrypt --coalesce --concurrency 256
   keyhold bench --op encrypt,encrypt:coalesce,encrypt:batch=100 --concurrency 64 --output json
+  keyhold bench --door aws --op ping,encrypt,decrypt
   keyhold bench --cleanup`,
 		Args: noArguments,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if b.cleanup {
 				return a.withClient(func(c *client.Client) error { return a.benchCleanup(cmd.Context(), c, b.yes) })
+			}
+			if b.door == doorAWS && !cmd.Flags().Changed("connections") {
+				b.connections = min(b.concurrency, maxBenchConnections)
 			}
 			if err := b.check(); err != nil {
 				return err
 			}
+			if b.door == doorAWS {
+				if b.aws, err = a.awsSettings(); err != nil {
+					return err
+				}
+				*a.flags[setRegion] = b.aws.region // keys are made where requests go
+			}
 			return a.withClient(func(c *client.Client) error { return a.bench(cmd.Context(), c, &b) })
 		},
 	}
+	b.declare(cmd)
+	return cmd
+}
+
+// declare declares the flags.
+func (b *benchArgs) declare(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringSliceVar(&b.ops, "op", []string{"encrypt"}, "what to measure, one or several: "+strings.Join(benchOpNames(), ", ")+
 		"; each may have :coalesce or :batch=N behind it")
 	completeWords(cmd, "op", benchOpNames()...)
+	flags.StringVar(&b.door, "door", doorGRPC, "which way in: grpc or aws")
+	completeWords(cmd, "door", doorGRPC, doorAWS)
 	enumVar(cmd, &b.spec, "spec", "type of the keys; each operation has a default")
 	flags.IntVar(&b.concurrency, "concurrency", 16, "requests at a time")
-	flags.IntVar(&b.connections, "connections", 1, "connections that they share")
+	flags.IntVar(&b.connections, "connections", 1, "connections that they share; with --door aws, without it, each sender has one")
 	flags.DurationVar(&b.duration, "duration", 10*time.Second, "how long to measure each operation")
 	flags.DurationVar(&b.warmup, "warmup", time.Second, "how long to run each operation before")
 	flags.IntVar(&b.payload, "payload", 32, "bytes of plaintext, message, or random")
@@ -118,7 +145,6 @@ not there, and stay for the next time. --cleanup schedules their deletion.`,
 	flags.BoolVar(&b.coalesce, "coalesce", false, "let the Go client's Coalescer send concurrent requests together")
 	flags.BoolVar(&b.cleanup, "cleanup", false, "do not measure: schedule the deletion of all keys of benchmarks")
 	flags.BoolVar(&b.yes, "yes", false, "do not ask before --cleanup")
-	return cmd
 }
 
 // check refuses command lines that make no sense.
@@ -136,6 +162,12 @@ func (b *benchArgs) check() error {
 			return usagef("--op names %s twice", r.label)
 		}
 		b.runs = append(b.runs, r)
+	}
+	if b.door != doorGRPC && b.door != doorAWS {
+		return usagef("--door %s: there are grpc and aws", b.door)
+	}
+	if b.door == doorAWS && slices.ContainsFunc(b.runs, func(r benchRun) bool { return r.coalesce || r.batch > 1 }) {
+		return usagef("the AWS API has no batches: leave --batch and --coalesce out, or --door aws")
 	}
 	if b.batch > 1 && b.coalesce {
 		return usagef("--batch and --coalesce are two ways to the same: give one")
@@ -212,7 +244,7 @@ func (a *app) bench(ctx context.Context, c *client.Client, b *benchArgs) error {
 	defer l.close()
 	loads := make([]*loadOp, len(b.runs))
 	for i := range b.runs {
-		if loads[i], err = a.prepareLoad(ctx, c, b, &b.runs[i]); err != nil {
+		if loads[i], err = a.prepareLoad(ctx, c, l, b, &b.runs[i]); err != nil {
 			return fmt.Errorf("prepare %s: %w", b.runs[i].label, err)
 		}
 	}

@@ -54,7 +54,7 @@ func (k *benchKeys) tell(w io.Writer) {
 
 // prepareLoad makes the requests of an operation: one for each key, or, in
 // batches, one that begins with each key.
-func (a *app) prepareLoad(ctx context.Context, c *client.Client, b *benchArgs, op *benchRun) (*loadOp, error) {
+func (a *app) prepareLoad(ctx context.Context, c *client.Client, l *load, b *benchArgs, op *benchRun) (*loadOp, error) {
 	load := &loadOp{benchRun: *op, method: op.method}
 	payload := make([]byte, b.payload)
 	for i := range payload {
@@ -101,6 +101,9 @@ func (a *app) prepareLoad(ctx context.Context, c *client.Client, b *benchArgs, o
 		}
 		load.requests = append(load.requests, mem.BufferSlice{mem.SliceBuffer(raw)})
 		load.messages = append(load.messages, req)
+		if l.aws != nil {
+			load.aws = append(load.aws, l.aws.request(&op.benchOp, req))
+		}
 	}
 	return load, nil
 }

@@ -34,6 +34,7 @@ const maxMetricsBytes = 4 << 20
 type load struct {
 	conns   []*grpc.ClientConn
 	shared  []*sharedConn // instead of conns, for what is coalesced
+	aws     *awsLoad      // instead of both, through the AWS door
 	workers int
 	region  string
 	timeout time.Duration
@@ -46,6 +47,7 @@ type loadOp struct {
 	method   string            // of the requests, which may be batches
 	requests []mem.BufferSlice // taken in turn
 	messages []proto.Message   // the same
+	aws      []*awsRequest     // the same, for the AWS door
 	tally    tally
 }
 
@@ -76,6 +78,10 @@ func (a *app) dialLoad(conf *config, b *benchArgs) (*load, error) {
 		}
 	}
 	l := &load{workers: b.concurrency, region: clientConf.Region, timeout: clientConf.Timeout, conf: conf}
+	if b.door == doorAWS {
+		l.aws, err = a.dialAWS(b.aws, b.connections)
+		return l, err
+	}
 	coalesced := slices.ContainsFunc(b.runs, func(r benchRun) bool { return r.coalesce })
 	plain := slices.ContainsFunc(b.runs, func(r benchRun) bool { return !r.coalesce })
 	for range b.connections {
@@ -109,6 +115,17 @@ func (l *load) close() {
 	for _, c := range l.shared {
 		c.close()
 	}
+	if l.aws != nil {
+		l.aws.close()
+	}
+}
+
+// connections is how many there are.
+func (l *load) connections() int {
+	if l.aws != nil {
+		return len(l.aws.conns)
+	}
+	return max(len(l.conns), len(l.shared))
 }
 
 // callContext is the context of a worker's calls. It ends at their deadline:
@@ -123,6 +140,9 @@ func (l *load) callContext(ctx context.Context, end time.Time) (context.Context,
 // send makes the n-th call of an operation, over connection number conn. Both
 // count on for ever.
 func (l *load) send(ctx context.Context, op *loadOp, conn, n int, f *frame) error {
+	if l.aws != nil {
+		return l.aws.send(ctx, op.aws[n%len(op.aws)], conn)
+	}
 	if op.coalesce {
 		return call(ctx, l.shared[conn%len(l.shared)].coalescer, op.messages[n%len(op.messages)])
 	}
@@ -138,8 +158,8 @@ var frameOption = grpc.ForceCodecV2(frameCodec{})
 func (l *load) probe(ctx context.Context, op *loadOp) error {
 	ctx, cancel := l.callContext(ctx, time.Now())
 	defer cancel()
-	for conn := range max(len(l.conns), len(l.shared)) {
-		for n := range op.requests {
+	for conn := range l.connections() {
+		for n := range op.messages {
 			f := &frame{batch: op.batch > 1}
 			if err := l.send(ctx, op, conn, n, f); err != nil {
 				return err
@@ -226,6 +246,10 @@ func (t *tally) count(d time.Duration, items int, failed []string) {
 // fail counts a request that failed, and returns by which name.
 func (t *tally) fail(err error, items int) string {
 	name := "error"
+	var answered *awsError
+	if errors.As(err, &answered) && answered.exception != "" {
+		name = answered.exception
+	}
 	if e, ok := client.ErrorFrom(err); ok {
 		if name = e.Exception; name == "" {
 			name = e.Status.String()

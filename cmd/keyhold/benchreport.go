@@ -13,7 +13,7 @@ import (
 
 func (b *benchArgs) report(op *loadOp) bench.Result {
 	t := &op.tally
-	r := bench.Result{Op: op.label, Door: "grpc", Concurrency: b.concurrency, PayloadBytes: b.payload, Batch: op.batch}
+	r := bench.Result{Op: op.label, Door: b.door, Concurrency: b.concurrency, PayloadBytes: b.payload, Batch: op.batch}
 	if op.name == "ping" || op.name == "datakey" {
 		r.PayloadBytes = 0
 	}

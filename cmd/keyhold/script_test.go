@@ -57,6 +57,11 @@ func TestScripts(t *testing.T) {
 				}
 			}))
 			env.Defer(admin.Close)
+			program, err := exec.LookPath("keyhold") // where testscript put it
+			if err != nil {
+				return err
+			}
+			env.Setenv("KEYHOLD", program)
 			env.Setenv("GORACE", goRace)
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv("ADDR", s.addr)

@@ -13,22 +13,25 @@ import (
 // step is a command of a session, with what it prints.
 type step struct{ command, output string }
 
-// readmeSession returns the commands of the README's first session.
-func readmeSession(t *testing.T) []step {
+// readmeSession returns the commands of one of the README's sessions, the first of
+// which is 0.
+func readmeSession(t *testing.T, n int) []step {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, listing, ok := strings.Cut(string(text), "```console\n")
-	if !ok {
-		t.Fatal("README.md shows no session")
+	listings := strings.Split(string(text), "```console\n")
+	if len(listings) < n+2 {
+		t.Fatalf("README.md shows no session %d", n)
 	}
-	listing, _, _ = strings.Cut(listing, "```")
+	listing, _, _ := strings.Cut(listings[n+1], "```")
 	var steps []step
 	for line := range strings.Lines(listing) {
 		if command, ok := strings.CutPrefix(line, "$ "); ok {
 			steps = append(steps, step{command: command})
+		} else if more, ok := strings.CutPrefix(line, "> "); ok {
+			steps[len(steps)-1].command += more
 		} else if strings.TrimSpace(line) != "" {
 			steps[len(steps)-1].output += line
 		}
@@ -39,12 +42,29 @@ func readmeSession(t *testing.T) []step {
 // TestREADMESession types the README's session and wants to see what it shows.
 func TestREADMESession(t *testing.T) {
 	t.Parallel()
+	typeSession(t, readmeSession(t, 0))
+}
+
+// TestREADMEWithAWSCLI does so with the session that needs the AWS CLI.
+func TestREADMEWithAWSCLI(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("aws"); err != nil {
+		t.Skip("the AWS CLI is not installed (apt install awscli): the README's session with it is not tried")
+	}
+	aws := readmeSession(t, 1)
+	// It goes on where the first one has made a key.
+	typeSession(t, append(readmeSession(t, 0)[:2], aws...))
+}
+
+// typeSession types commands at a daemon of their own and wants to see what they
+// print.
+func typeSession(t *testing.T, steps []step) {
+	t.Helper()
 	dir := t.TempDir()
 	d := start(t, filepath.Join(dir, ".keyhold"))
 	if err := os.Symlink(binaries.dir, filepath.Join(dir, "bin")); err != nil {
 		t.Fatal(err)
 	}
-	steps := readmeSession(t)
 	script := "exec 2>&1\n"
 	for _, s := range steps {
 		script += s.command + "printf '\\0'\n"
@@ -59,10 +79,14 @@ func TestREADMESession(t *testing.T) {
 	if len(outputs) != len(steps)+1 {
 		t.Fatalf("%d commands, %d outputs:\n%s", len(steps), len(outputs)-1, out)
 	}
-	// What differs each time: ids, and how many records there are.
+	// What differs each time: ids, how many records there are, and how wide a column is
+	// that has more rows than are shown.
 	id := regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
 	records := regexp.MustCompile(`(?m)^(Records +)\d+$`)
-	same := func(s string) string { return records.ReplaceAllString(id.ReplaceAllString(s, "ID"), "${1}N") }
+	spaces := regexp.MustCompile(` {2,}`)
+	same := func(s string) string {
+		return spaces.ReplaceAllString(records.ReplaceAllString(id.ReplaceAllString(s, "ID"), "${1}N"), "  ")
+	}
 	for i, s := range steps {
 		if got := string(outputs[i]); same(got) != same(s.output) {
 			t.Errorf("$ %sprints\n%sand not\n%s", s.command, got, s.output)

@@ -251,6 +251,9 @@ func (s *decoding) message(m protoreflect.Message) error {
 		if f == nil {
 			return s.skip()
 		}
+		if seen[f.index] && f.kind == protoreflect.BytesKind && !f.list && !f.mapped {
+			clear(m.Get(f.desc).Bytes()) // it may be a secret, and nobody would see it again
+		}
 		s.path = append(s.path, step{name: f.path})
 		if seen[f.index] {
 			// Each costs a look at all that was noted.

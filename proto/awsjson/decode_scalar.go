@@ -30,6 +30,9 @@ func (s *decoding) scalar(f *decodeField) (protoreflect.Value, error) {
 		case f.kind == protoreflect.StringKind:
 			return protoreflect.ValueOfString(string(t)), nil
 		case f.kind == protoreflect.BytesKind:
+			// It had escapes (PHP writes \/ for a slash), so t is no part of the body,
+			// which others wipe.
+			defer clear(t)
 			return s.blob(t)
 		}
 		return s.enumValue(f, t), nil

@@ -329,3 +329,24 @@ func TestDecodeLargeBodies(t *testing.T) {
 		t.Errorf("a long text: %v", err)
 	}
 }
+
+// Escapes in base64, as PHP writes them, and a member that is there twice.
+func TestDecodeBlobs(t *testing.T) {
+	t.Parallel()
+	dec := awsjson.NewDecoder(awsjson.Limits{})
+	for body, want := range map[string]string{
+		`{"Plaintext":"\/\/8="}`:                  "\xff\xff",
+		`{"Plaintext":"\u0059Q=="}`:               "a",
+		`{"Plaintext":"YWJj","Plaintext":"ZGVm"}`: "def",
+		`{"Plaintext":"YWJj","Plaintext":null}`:   "",
+	} {
+		text := []byte(body)
+		var m keyholdv1.EncryptRequest
+		if _, err := dec.Decode(text, &m); err != nil || string(m.GetPlaintext()) != want {
+			t.Errorf("%s: %q, %v", body, m.GetPlaintext(), err)
+		}
+		if string(text) != body {
+			t.Errorf("the body became %s", text)
+		}
+	}
+}

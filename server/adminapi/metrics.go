@@ -56,7 +56,7 @@ func NewMetrics() *Metrics {
 		requests: counter("keyhold_requests_total", "Requests by operation and by the exception that they ended with; an empty code is success.", "operation", "code"),
 		latency:  histogram("keyhold_request_seconds", "Time of requests in the core.", "operation"),
 		parts:    histogram("keyhold_request_part_seconds", "Time of requests by part: queue (waiting for a session), token, audit.", "operation", "part"),
-		refused:  prometheus.NewCounter(prometheus.CounterOpts{Name: "keyhold_unauthenticated_total", Help: "Requests whose certificate is bound to no principal."}),
+		refused:  prometheus.NewCounter(prometheus.CounterOpts{Name: "keyhold_unauthenticated_total", Help: "Requests of nobody known: the certificate is bound to no principal, or the signature is refused."}),
 		calls:    counter("keyhold_token_calls_total", "Uses of a session by call and PKCS#11 return code; an empty code is an error outside the library.", "token", "call", "ckr"),
 		callTime: histogram("keyhold_token_call_seconds", "Time that sessions were held, by call.", "token", "call"),
 		evicted:  counter("keyhold_token_sessions_evicted_total", "Sessions closed because of an error.", "token", "ckr"),

@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -32,8 +33,8 @@ const (
 	// maxBodyBytes is above the largest request that can be valid: a CreateKey with
 	// 8,192 characters of description, 50 tags and a policy of 32 KiB.
 	maxBodyBytes = 256 << 10
-	// bodyRoomBytes bounds the bodies that are in memory at once. Strangers can send
-	// bodies: the signature covers them.
+	// bodyRoomBytes bounds the bodies that are in memory at once. Whoever knows the
+	// id of an access key can send bodies: the signature covers them.
 	bodyRoomBytes = 64 << 20
 	// maxHeaderBytes bounds a request's header. A session token has up to 8 KiB.
 	maxHeaderBytes = 32 << 10
@@ -45,6 +46,10 @@ const (
 	// maxRequestTime bounds the work; writeTimeout, that and the answer.
 	maxRequestTime = time.Minute
 	writeTimeout   = 90 * time.Second
+	// writeStall is how long a connection may take nothing of what is written to it.
+	writeStall = 30 * time.Second
+	// cutGrace is how long requests may take to notice that they were cut.
+	cutGrace = 5 * time.Second
 	// idleTimeout is longer than the SDKs keep idle connections.
 	idleTimeout = 2 * time.Minute
 )
@@ -98,6 +103,7 @@ type Server struct {
 	operations map[string]*operation // by X-Amz-Target
 	room       *semaphore.Weighted   // of bodyRoomBytes
 	codec      codec
+	underWay   atomic.Int64 // requests
 	// strangers and faults bound what is logged of callers that nobody knows and
 	// of the service's own faults.
 	strangers, faults *door.SparingLog
@@ -118,7 +124,10 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.http = &http.Server{
 		Handler: s, TLSConfig: cfg.TLS, ReadHeaderTimeout: readHeaderTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout,
-		IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes, HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
+		IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerConnection: maxBodyBytes, MaxReceiveBufferPerStream: maxBodyBytes, WriteByteTimeout: writeStall,
+		},
 		// What clients do wrong on a connection is theirs to know.
 		ErrorLog: slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
 	}
@@ -151,9 +160,23 @@ func onLoopback(a net.Addr) bool {
 }
 
 // Shutdown stops accepting, waits for the requests under way until ctx ends,
-// then cuts what is left.
+// then cuts what is left. When it returns none is under way, but one that hangs in
+// what does not obey its context, which must not keep the process from ending.
 func (s *Server) Shutdown(ctx context.Context) {
-	if s.http.Shutdown(ctx) != nil {
-		_ = s.http.Close()
+	if s.http.Shutdown(ctx) == nil {
+		return
+	}
+	_ = s.http.Close()
+	// Unlike Shutdown it does not wait.
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	over := time.After(cutGrace)
+	for s.underWay.Load() > 0 {
+		select {
+		case <-tick.C:
+		case <-over:
+			s.cfg.Logger.WarnContext(ctx, "a request hangs, and is left behind")
+			return
+		}
 	}
 }

@@ -19,7 +19,8 @@ type failure struct {
 	message string
 }
 
-const tooLarge = "The request is too large."
+// internalMessage is what a client learns of a fault that is not the core's to tell.
+const internalMessage = "The request was rejected because an internal exception occurred. The request can be retried."
 
 // statusOf is the HTTP status of an exception: 500 for those that AWS's model marks
 // as faults of the service, which the SDKs repeat, and 400 for all others.
@@ -36,7 +37,7 @@ func statusOf(code kms.Code) int {
 func (s *Server) failed(ctx context.Context, operation, requestID string, err error) *failure {
 	var e *kms.Error
 	if !errors.As(err, &e) {
-		e = &kms.Error{Code: kms.CodeInternal}
+		e = &kms.Error{Code: kms.CodeInternal, Message: internalMessage}
 	}
 	if (e.Code == kms.CodeInternal || e.Unavailable) && !errors.Is(err, context.Canceled) {
 		cause := errors.Unwrap(error(e))

@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"io"
+	"fmt"
 	"net"
 	"net/http"
+	"runtime/debug"
+	"strconv"
 	"strings"
 
 	"github.com/google/uuid"
@@ -28,81 +30,82 @@ const contentType = "application/x-amz-json-1.1"
 
 // ServeHTTP is http.Handler's.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.underWay.Add(1)
+	defer s.underWay.Add(-1)
 	requestID := uuid.NewString()
 	w.Header().Set("X-Amzn-Requestid", requestID)
 	w.Header().Set("Cache-Control", "no-cache, no-store, must-revalidate, private")
-	if r.URL.Path != "/" {
-		writeFailure(w, failure{status: http.StatusNotFound, code: string(kms.CodeUnknownOperation)})
+	service, known := serviceKMS, false
+	if isQuery(r) {
+		service = serviceSTS
+	}
+	fail := func(f *failure) {
+		if !known && f.status < http.StatusInternalServerError {
+			// Strangers keep no place among the connections.
+			w.Header().Set("Connection", "close")
+		}
+		if service == serviceSTS {
+			writeQueryFailure(w, requestID, *f)
+		} else {
+			writeFailure(w, *f)
+		}
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			s.panicked(r.Context(), requestID, p)
+			fail(&failure{status: http.StatusInternalServerError, code: codeInternal(service), message: internalMessage})
+		}
+	}()
+	if r.URL.Path != "/" || service == serviceKMS && r.Method != http.MethodPost {
+		fail(&failure{status: http.StatusNotFound, code: string(kms.CodeUnknownOperation)})
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), maxRequestTime)
+	defer cancel()
+	// Bodies of strangers are not read: they could be as many and as slow as their
+	// senders like.
+	if err := s.cfg.Verifier.CheckHeader(r.WithContext(ctx), service); err != nil {
+		fail(s.unauthenticated(ctx, r, requestID, service, err))
 		return
 	}
 	body, leave, fault := s.read(r)
 	defer leave()
-	query := isQuery(r)
-	ctx, cancel := context.WithTimeout(r.Context(), maxRequestTime)
-	defer cancel()
-	switch {
-	case fault != nil && query:
-		writeQueryFailure(w, requestID, *fault)
-	case fault != nil:
-		writeFailure(w, *fault)
-	case query:
-		s.serveQuery(ctx, w, r, requestID, body)
-	default:
-		s.serveKMS(ctx, w, r, requestID, body)
+	if fault == nil {
+		var caller *identity.Caller
+		if caller, fault = s.authenticate(ctx, r, requestID, service, body); fault == nil {
+			known = true
+			if service == serviceSTS {
+				fault = s.serveQuery(ctx, w, r, caller, body)
+			} else {
+				fault = s.serveKMS(ctx, w, r, caller, body)
+			}
+		}
+	}
+	if fault != nil {
+		fail(fault)
 	}
 }
 
-// read reads the body, as far as there is room for it.
-func (s *Server) read(r *http.Request) (body []byte, leave func(), fault *failure) {
-	n := r.ContentLength
-	if n < 0 {
-		n = maxBodyBytes
-	}
-	if n > maxBodyBytes {
-		return nil, func() {}, &failure{status: http.StatusRequestEntityTooLarge, code: "RequestEntityTooLargeException", message: tooLarge}
-	}
-	if s.room.Acquire(r.Context(), n) != nil {
-		return nil, func() {}, &failure{status: http.StatusServiceUnavailable, code: "ServiceUnavailableException", message: "Too many requests are under way."}
-	}
-	body, err := io.ReadAll(io.LimitReader(r.Body, maxBodyBytes+1))
-	leave = func() {
-		clear(body) // there may be a plaintext in it
-		s.room.Release(n)
-	}
-	switch {
-	case err != nil:
-		return nil, leave, &failure{status: http.StatusBadRequest, code: "RequestTimeoutException", message: "The request body was not received."}
-	case len(body) > maxBodyBytes:
-		return nil, leave, &failure{status: http.StatusRequestEntityTooLarge, code: "RequestEntityTooLargeException", message: tooLarge}
-	}
-	return body, leave, nil
+// panicked logs a fault in this package; the core answers its own. What the
+// panic says is not logged: it may be of the request.
+func (s *Server) panicked(ctx context.Context, requestID string, p any) {
+	s.faults.Warn(ctx, "request panicked", "request_id", requestID, "panic", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
 }
 
 // serveKMS serves a request of the KMS API.
-func (s *Server) serveKMS(ctx context.Context, w http.ResponseWriter, r *http.Request, requestID string, body []byte) {
-	target := r.Header.Get("X-Amz-Target")
-	if r.Method != http.MethodPost {
-		writeFailure(w, failure{status: http.StatusNotFound, code: string(kms.CodeUnknownOperation)})
-		return
-	}
-	caller, fault := s.authenticate(ctx, r, requestID, serviceKMS, body)
-	if fault != nil {
-		writeFailure(w, *fault)
-		return
-	}
-	op := s.operations[target]
+func (s *Server) serveKMS(ctx context.Context, w http.ResponseWriter, r *http.Request, caller *identity.Caller, body []byte) *failure {
+	op := s.operations[r.Header.Get("X-Amz-Target")]
 	if op == nil {
-		writeFailure(w, failure{status: http.StatusBadRequest, code: string(kms.CodeUnknownOperation)})
-		return
+		return &failure{status: http.StatusBadRequest, code: string(kms.CodeUnknownOperation)}
 	}
 	answer, fault := s.serve(ctx, caller, op, body)
 	if fault != nil {
-		writeFailure(w, *fault)
-		return
+		return fault
 	}
 	w.Header().Set("Content-Type", contentType)
-	_, _ = w.Write(answer) // the client has gone, if anything
-	clear(answer)
+	w.Header().Set("Content-Length", strconv.Itoa(len(answer)))
+	writeSecret(w, answer)
+	return nil
 }
 
 // authenticate is step 1: whose signature it is.
@@ -112,14 +115,8 @@ func (s *Server) authenticate(ctx context.Context, r *http.Request, requestID, s
 	if err == nil {
 		principal, err = s.cfg.Keys.Caller(v)
 	}
-	var refusal *sigv4.Error
-	switch {
-	case errors.As(err, &refusal):
-		s.refused(ctx, r, requestID, refusal.Reason.String())
-		return nil, authFailure(refusal, service)
-	case err != nil:
-		s.faults.Warn(ctx, "a signature could not be verified", "request_id", requestID, "err", err)
-		return nil, &failure{status: http.StatusInternalServerError, code: codeInternal(service), message: "The service cannot verify signatures at the moment."}
+	if err != nil {
+		return nil, s.unauthenticated(ctx, r, requestID, service, err)
 	}
 	c := &identity.Caller{
 		Principal: principal, Subject: v.AccessKeyID, AccessKeyID: v.AccessKeyID, Region: v.Scope.Region, Door: "aws", RequestID: requestID,
@@ -129,9 +126,23 @@ func (s *Server) authenticate(ctx context.Context, r *http.Request, requestID, s
 		c.UserAgent = agent[:min(len(agent), maxUserAgentBytes)]
 	}
 	if r.TLS != nil {
-		c.TLSVersion, c.CipherSuite = tlsVersion(r.TLS.Version), tls.CipherSuiteName(r.TLS.CipherSuite)
+		c.TLSVersion, c.CipherSuite, c.Host = tlsVersion(r.TLS.Version), tls.CipherSuiteName(r.TLS.CipherSuite), r.Host
 	}
 	return c, nil
+}
+
+// unauthenticated answers a request whose signature was refused, or could not be
+// verified: the token may be down, and then it is no fault of the caller's.
+func (s *Server) unauthenticated(ctx context.Context, r *http.Request, requestID, service string, err error) *failure {
+	var refusal *sigv4.Error
+	if errors.As(err, &refusal) {
+		s.refused(ctx, r, requestID, refusal.Reason.String())
+		return authFailure(refusal, service)
+	}
+	if !errors.Is(err, context.Canceled) { // the caller has gone
+		s.faults.Warn(ctx, "a signature could not be verified", "request_id", requestID, "err", err)
+	}
+	return &failure{status: http.StatusInternalServerError, code: codeInternal(service), message: "The service cannot verify signatures at the moment."}
 }
 
 // refused counts and logs a caller that nobody knows, sparingly. It is not

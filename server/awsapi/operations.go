@@ -20,6 +20,10 @@ import (
 // codeSerialization is AWS's code for a body that is no request.
 const codeSerialization = "SerializationException"
 
+// answerBytes is more than the names and punctuation of an answer with a secret
+// take; base64 makes 4 bytes of 3.
+const answerBytes = 512
+
 // operation is one operation of the AWS KMS API.
 type operation struct {
 	name   string
@@ -90,7 +94,18 @@ func (s *Server) serve(ctx context.Context, caller *identity.Caller, op *operati
 		return nil, f
 	}
 	defer kms.Wipe(resp)
-	return s.codec.encoder.AppendAnswer(nil, op.method, resp), nil
+	return s.encode(op, resp), nil
+}
+
+// encode writes an answer. Those with a secret in them fit into the first buffer,
+// so that none of it is left in one that was outgrown.
+func (s *Server) encode(op *operation, resp proto.Message) []byte {
+	buf := make([]byte, 0, answerBytes+2*proto.Size(resp))
+	answer := s.codec.encoder.AppendAnswer(buf, op.method, resp)
+	if len(answer) > cap(buf) {
+		clear(buf[:cap(buf)])
+	}
+	return answer
 }
 
 // temporary tells whether a refusal was not even recorded, and must be answered as

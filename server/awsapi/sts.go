@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
+	"github.com/keyhold/keyhold/server/identity"
 	"github.com/keyhold/keyhold/server/kms"
 )
 
@@ -19,8 +20,12 @@ const stsVersion = "2011-06-15"
 // formType is the content type of the query protocol.
 const formType = "application/x-www-form-urlencoded"
 
-// isQuery tells whether a request is of the query protocol.
+// isQuery tells whether a request is of the query protocol. What names a target is
+// not: curl says of every body that it is a form.
 func isQuery(r *http.Request) bool {
+	if r.Header.Get("X-Amz-Target") != "" {
+		return false
+	}
 	kind, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 	return strings.EqualFold(strings.TrimSpace(kind), formType) || r.Method == http.MethodGet && strings.Contains(r.URL.RawQuery, "Action=")
 }
@@ -34,12 +39,7 @@ type callerIdentity struct {
 }
 
 // serveQuery serves what there is of STS.
-func (s *Server) serveQuery(ctx context.Context, w http.ResponseWriter, r *http.Request, requestID string, body []byte) {
-	caller, fault := s.authenticate(ctx, r, requestID, serviceSTS, body)
-	if fault != nil {
-		writeQueryFailure(w, requestID, *fault)
-		return
-	}
+func (s *Server) serveQuery(ctx context.Context, w http.ResponseWriter, r *http.Request, caller *identity.Caller, body []byte) *failure {
 	form, err := url.ParseQuery(r.URL.RawQuery)
 	if err == nil && r.Method == http.MethodPost {
 		var posted url.Values
@@ -49,16 +49,14 @@ func (s *Server) serveQuery(ctx context.Context, w http.ResponseWriter, r *http.
 		}
 	}
 	if err != nil {
-		writeQueryFailure(w, requestID, failure{status: http.StatusBadRequest, code: "MalformedQueryString", message: "The query string contains a syntax error."})
-		return
+		return &failure{status: http.StatusBadRequest, code: "MalformedQueryString", message: "The query string contains a syntax error."}
 	}
 	action, version := form["Action"], form["Version"]
 	if len(action) != 1 || action[0] != "GetCallerIdentity" || len(version) != 1 || version[0] != stsVersion {
-		writeQueryFailure(w, requestID, failure{
+		return &failure{
 			status: http.StatusBadRequest, code: "InvalidAction",
 			message: fmt.Sprintf("Could not find operation %.64q for version %.16q", strings.Join(action, ","), strings.Join(version, ",")),
-		})
-		return
+		}
 	}
 	answer, err := s.cfg.Core.Do(ctx, caller, "GetCallerIdentity", &keyholdv1.GetCallerIdentityRequest{})
 	id, ok := answer.(*keyholdv1.GetCallerIdentityResponse)
@@ -66,17 +64,17 @@ func (s *Server) serveQuery(ctx context.Context, w http.ResponseWriter, r *http.
 		err = errors.New("GetCallerIdentity was answered with something else")
 	}
 	if err != nil {
-		f := s.failed(ctx, "GetCallerIdentity", requestID, err)
+		f := s.failed(ctx, "GetCallerIdentity", caller.RequestID, err)
 		switch kms.Code(f.code) {
 		case kms.CodeThrottling:
 			f.code = "Throttling"
 		case kms.CodeAccessDenied:
-			f.code = "AccessDenied"
+			f.status, f.code = http.StatusForbidden, "AccessDenied"
 		default:
-			f.code = codeInternal(serviceSTS)
+			f.status, f.code = http.StatusInternalServerError, codeInternal(serviceSTS)
 		}
-		writeQueryFailure(w, requestID, *f)
-		return
+		return f
 	}
-	writeXML(w, http.StatusOK, callerIdentity{Arn: id.GetArn(), UserID: id.GetUserId(), Account: id.GetAccount(), RequestID: requestID})
+	writeXML(w, http.StatusOK, callerIdentity{Arn: id.GetArn(), UserID: id.GetUserId(), Account: id.GetAccount(), RequestID: caller.RequestID})
+	return nil
 }

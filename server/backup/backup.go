@@ -318,7 +318,16 @@ func (m *maker) configuration(context.Context) error {
 	for _, f := range []struct {
 		name, path string
 		secret     bool
-	}{{"server-cert.pem", c.GRPC.Cert, false}, {"client-ca.pem", c.GRPC.ClientCA, false}, {"server-key.pem", c.GRPC.Key, true}} {
+	}{
+		{"server-cert.pem", c.GRPC.Cert, false},
+		{"client-ca.pem", c.GRPC.ClientCA, false},
+		{"server-key.pem", c.GRPC.Key, true},
+		{"aws-cert.pem", c.AWS.Cert, false},
+		{"aws-key.pem", c.AWS.Key, true},
+	} {
+		if f.path == "" {
+			continue // the AWS door need not have any
+		}
 		if err := m.addConfig(f.name, f.path, f.secret); err != nil {
 			return err
 		}

@@ -15,17 +15,29 @@ import (
 // expiryWarning is how long before its end a certificate is warned of.
 const expiryWarning = 30 * 24 * time.Hour
 
-// certificates looks at the files of the gRPC door.
+// tlsDoor is what a door is served with.
+type tlsDoor struct{ cert, key, listen, setting string }
+
+// certificates looks at the files of the doors. Those that the AWS door shares with
+// the gRPC door are looked at once, but for its names.
 func (e *exam) certificates() {
-	e.serverCertificate()
+	grpc := tlsDoor{e.cfg.GRPC.Cert, e.cfg.GRPC.Key, e.cfg.GRPC.Listen, "grpc.listen"}
+	e.serverCertificate(grpc, false)
 	e.clientCA()
+	if aws := e.cfg.AWS; aws.Listen != "" && aws.Cert != "" {
+		e.serverCertificate(tlsDoor{aws.Cert, aws.Key, aws.Listen, "aws.listen"}, aws.Cert == grpc.cert && aws.Key == grpc.key)
+	}
 }
 
-// serverCertificate checks what clients will check, and that the key fits.
-func (e *exam) serverCertificate() {
+// serverCertificate checks what clients will check, and that the key fits. Of what
+// was seen before only the names are looked at.
+func (e *exam) serverCertificate(d tlsDoor, seen bool) {
 	const name = "certificate"
-	file, keyFile := e.cfg.GRPC.Cert, e.cfg.GRPC.Key
+	file, keyFile := d.cert, d.key
 	pair, err := tls.LoadX509KeyPair(file, keyFile)
+	if err != nil && seen {
+		return
+	}
 	if err != nil {
 		e.fail(name, file, err.Error(), "give the chain, leaf first, in "+file+" and the leaf's private key in "+keyFile+", both PEM")
 		return
@@ -40,8 +52,12 @@ func (e *exam) serverCertificate() {
 		chain = append(chain, c)
 	}
 	before := len(e.report.Checks)
+	if seen {
+		e.names(d, chain[0])
+		return
+	}
 	e.chain(file, chain)
-	e.names(file, chain[0])
+	e.names(d, chain[0])
 	if len(e.report.Checks) == before {
 		leaf := chain[0]
 		e.ok(name, file, fmt.Sprintf("of %s, issued by %s, valid until %s, %s in the chain; the key fits",
@@ -86,19 +102,23 @@ func (e *exam) validity(name, file, who string, c *x509.Certificate) {
 
 // names checks that the certificate names what clients may call the server:
 // the subject's common name does not count (RFC 9110, 4.3.4).
-func (e *exam) names(file string, leaf *x509.Certificate) {
+func (e *exam) names(d tlsDoor, leaf *x509.Certificate) {
 	const name = "certificate"
+	file := d.cert
 	if len(leaf.DNSNames) == 0 && len(leaf.IPAddresses) == 0 {
+		if d.setting == "aws.listen" && d.cert == e.cfg.GRPC.Cert {
+			return // said of the gRPC door
+		}
 		e.fail(name, file, "the certificate has no DNS name and no IP address (subject alternative name), so that clients refuse it", "issue it with the names that clients use")
 		return
 	}
-	host, _, err := net.SplitHostPort(e.cfg.GRPC.Listen)
+	host, _, err := net.SplitHostPort(d.listen)
 	ip := net.ParseIP(host)
 	if err != nil || host == "" || ip != nil && ip.IsUnspecified() {
 		return // clients come by names that only they know
 	}
 	if err := leaf.VerifyHostname(host); err != nil {
-		e.warn(name, file, fmt.Sprintf("the certificate is of %s, not of %s, where grpc.listen is", list(subjectNames(leaf)), host), "clients must use one of its names; or issue it with this one too")
+		e.warn(name, file, fmt.Sprintf("the certificate is of %s, not of %s, where %s is", list(subjectNames(leaf)), host, d.setting), "clients must use one of its names; or issue it with this one too")
 	}
 }
 

@@ -233,6 +233,51 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
+// TestAWSCertificate: the AWS door's certificate is looked at as the gRPC door's is,
+// and what both have is reported once.
+func TestAWSCertificate(t *testing.T) {
+	i := withoutToken(t)
+	other := t.TempDir()
+	p := makePKI(t, other, i.now, func(c *x509.Certificate) { c.NotAfter = i.now.Add(-time.Minute) })
+	count := func(status Status, words string) (n int) {
+		for _, c := range i.run().Checks {
+			if c.Name == "certificate" && c.Status == status && strings.Contains(c.Subject+c.Fact, words) {
+				n++
+			}
+		}
+		return n
+	}
+	if n := count(OK, ""); n != 1 {
+		t.Errorf("without an AWS door %d certificates are well", n)
+	}
+	i.configure(func(c *server.Config) { c.AWS = server.AWSConfig{Listen: "127.0.0.1:8443", Cert: p.cert, Key: p.key} })
+	want(t, i.run(), "certificate", Fail, "expired")
+	if n := count(OK, ""); n != 1 {
+		t.Errorf("%d certificates are well, want that of gRPC", n)
+	}
+	makePKI(t, other, i.now, func(c *x509.Certificate) { c.IPAddresses = []net.IP{net.IPv4(10, 0, 0, 1)} })
+	want(t, i.run(), "certificate", Warn, "where aws.listen is")
+	makePKI(t, other, i.now)
+	if n := count(OK, "the key fits"); n != 2 {
+		t.Errorf("%d certificates are well, want 2", n)
+	}
+	must(t, os.Chmod(p.key, 0o644))
+	want(t, i.run(), "file-modes", Fail, "everybody")
+	must(t, os.Remove(p.key))
+	want(t, i.run(), "certificate", Fail, "no such file")
+	// The same files for both doors.
+	i.configure(func(c *server.Config) {
+		c.AWS = server.AWSConfig{Listen: "kms.example:8443", Cert: c.GRPC.Cert, Key: c.GRPC.Key}
+	})
+	if ok, warned := count(OK, ""), count(Warn, "where aws.listen is"); ok != 1 || warned != 1 {
+		t.Errorf("%d well, %d warned of", ok, warned)
+	}
+	must(t, os.Remove(i.cfg.GRPC.Cert))
+	if n := count(Fail, "no such file"); n != 1 {
+		t.Errorf("a file that is missing is reported %d times", n)
+	}
+}
+
 func copyFile(t *testing.T, from, to string) {
 	t.Helper()
 	b, err := os.ReadFile(from)

@@ -57,7 +57,12 @@ func (e *exam) fileModes() {
 		{c.GRPC.Key, true},
 		{c.GRPC.Cert, false},
 		{c.GRPC.ClientCA, false},
+		{c.AWS.Key, true},
+		{c.AWS.Cert, false},
 	} {
+		if f.path == "" {
+			continue // the AWS door need not have any
+		}
 		info, err := os.Stat(f.path)
 		if err != nil {
 			continue // the check that needs it says so

@@ -105,7 +105,7 @@ type Caller struct {
 	AccessKeyID string
 	// Region is the region that the request is for.
 	Region string
-	// Door is the way in: grpc, or keyhold for the service's own work.
+	// Door is the way in: grpc, aws, or keyhold for the service's own work.
 	Door string
 	// RequestID is unique to the request and is shown to the client.
 	RequestID string
@@ -116,6 +116,9 @@ type Caller struct {
 	// TLSVersion and CipherSuite describe the connection, by the standard's
 	// names; empty where there is none.
 	TLSVersion, CipherSuite string
+	// Host is what the client calls the server, where the door is HTTP over TLS;
+	// untrusted.
+	Host string
 }
 
 // Errors of Directory.Authenticate.

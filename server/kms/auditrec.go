@@ -162,7 +162,7 @@ func (s *Service) event(buf *recordBuffer, c *call, phase audit.Phase, failure *
 		Phase: phase, Additional: buf.members, Resources: buf.resources,
 		RequestID: c.caller.RequestID, EventID: newEventID(), ReadOnly: !c.op.mutates(),
 		RecipientAccountID: string(p.Account),
-		TLS:                audit.TLSDetails{Version: c.caller.TLSVersion, CipherSuite: c.caller.CipherSuite},
+		TLS:                audit.TLSDetails{Version: c.caller.TLSVersion, CipherSuite: c.caller.CipherSuite, ClientProvidedHostHeader: c.caller.Host},
 	}
 	if failure != nil {
 		e.ErrorCode, e.ErrorMessage = string(failure.Code), failure.Message

@@ -41,6 +41,19 @@ func BenchmarkVerify(b *testing.B) {
 	}
 }
 
+// BenchmarkCheckHeader is what a door pays to refuse strangers before it reads
+// their bodies.
+func BenchmarkCheckHeader(b *testing.B) {
+	v := newVerifier(b, testConfig())
+	r, _ := signed(b, "POST", "/", "{}", "Content-Type", "application/x-amz-json-1.1", "X-Amz-Target", "TrentService.Encrypt")
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := v.CheckHeader(r, "kms"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // BenchmarkDeriveSigningKey is what the cache saves.
 func BenchmarkDeriveSigningKey(b *testing.B) {
 	b.ReportAllocs()

@@ -185,6 +185,13 @@ func TestHeaderRefused(t *testing.T) {
 			c.change(r)
 			_, err := v.Verify(r, "kms", Body(body))
 			wantRefusal(t, err, c.reason, c.part)
+			// What the header alone tells, CheckHeader tells.
+			early := v.CheckHeader(r, "kms")
+			if early != nil {
+				wantRefusal(t, early, c.reason, c.part)
+			} else if c.reason != SignatureMismatch && c.reason != PayloadMismatch && c.reason != IncompleteSignature {
+				t.Errorf("CheckHeader lets %s pass", c.reason)
+			}
 		})
 	}
 }

@@ -185,6 +185,24 @@ func (v *Verifier) Verify(r *http.Request, service string, body Payload) (Verifi
 	}, nil
 }
 
+// CheckHeader returns what Verify refuses whatever the body is: no signature, a
+// wrong date or scope, an unknown access key. A door may ask before it reads the
+// body of a stranger. It authenticates nobody: Verify does. Errors are as Verify's.
+//
+// That an access key is unknown takes less time here than that a signature is
+// wrong; the answers differ anyway.
+func (v *Verifier) CheckHeader(r *http.Request, service string) error {
+	p, _, _, refusal := v.check(r, service, v.now())
+	if refusal != nil {
+		return refusal
+	}
+	_, refusal, err := v.lookUp(r.Context(), p)
+	if refusal != nil {
+		return refusal
+	}
+	return err
+}
+
 // check is all that needs neither the key nor the body.
 func (v *Verifier) check(r *http.Request, service string, now time.Time) (p *params, path, normal string, refusal *Error) {
 	if !methodToken(r.Method) {

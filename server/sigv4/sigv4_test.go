@@ -397,6 +397,9 @@ func TestLookUpFails(t *testing.T) {
 		if err == nil || errors.As(err, &refusal) || name != "no key" && !errors.Is(err, fault) {
 			t.Errorf("%s: got error %v", name, err)
 		}
+		if err := newVerifier(t, c).CheckHeader(r, "kms"); name == "look-up" && !errors.Is(err, fault) || name == "derivation" && err != nil {
+			t.Errorf("%s: CheckHeader: %v", name, err)
+		}
 	}
 }
 

@@ -1,0 +1,51 @@
+package awsapi
+
+import (
+	"io"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/keyhold/keyhold/server/sigv4"
+)
+
+// Limits of the door, for tests at their edges.
+const (
+	MaxBodyBytes  = maxBodyBytes
+	BodyRoomBytes = bodyRoomBytes
+	AnswerBytes   = answerBytes
+)
+
+// SetTimeouts makes the door less patient. Before Serve.
+func (s *Server) SetTimeouts(header, body time.Duration) {
+	s.http.ReadHeaderTimeout, s.http.ReadTimeout = header, body
+}
+
+// UnderWay is how many requests are.
+func (s *Server) UnderWay() int64 { return s.underWay.Load() }
+
+// RoomTaken tells whether any room for bodies is in use.
+func (s *Server) RoomTaken() bool {
+	if !s.room.TryAcquire(bodyRoomBytes) {
+		return true
+	}
+	s.room.Release(bodyRoomBytes)
+	return false
+}
+
+// Encode is what an answer is written with.
+func (s *Server) Encode(operation string, resp proto.Message) []byte {
+	return s.encode(s.operations[targetPrefix+operation], resp)
+}
+
+// ReadBody reads a body as the door does.
+func ReadBody(r io.Reader, length int64) ([]byte, error) { return readBody(r, length) }
+
+// WriteSecret writes an answer as the door does.
+func WriteSecret(w io.Writer, answer []byte) { writeSecret(w, answer) }
+
+// HasCodes tells whether a reason has its names in both protocols.
+func HasCodes(r sigv4.Reason) bool {
+	c, ok := refusalCodes()[r]
+	return ok && c.json != "" && c.query != "" && c.status != 0
+}
