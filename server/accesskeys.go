@@ -18,6 +18,10 @@ const (
 	accessKeyColumn = "sealed_secret"
 )
 
+// SealKeyElsewhere says what to do where values are sealed and the home token does
+// not have the key: which token is the home depends on the order of regions.
+const SealKeyElsewhere = "the token of the first of regions: in the configuration must have it: if their order or their tokens were changed, change that back; else restore the token that has it; if it is lost, delete the access keys (keyhold access-key delete) and run init again"
+
 // HomeToken returns the name of the token that holds the system keys: the default
 // token of the first region.
 func (c *Config) HomeToken() string { return c.Regions[0].Token }
@@ -49,6 +53,10 @@ func (s *Server) findSealKey(ctx context.Context) {
 	case err == nil:
 		s.log.InfoContext(ctx, "seal key found", "token", s.cfg.HomeToken(), "label", s.sealKey.Label())
 	case errors.Is(err, kms.ErrKeyMissing):
+		if all, err := s.store.AccessKeys(ctx); err == nil && len(all) > 0 {
+			s.log.ErrorContext(ctx, "the seal key is not in the home token: access keys can be neither made nor used", "token", s.cfg.HomeToken(), "label", s.sealKey.Label(), "sealed", len(all), "hint", SealKeyElsewhere)
+			return
+		}
 		s.log.WarnContext(ctx, "no seal key: access keys can be neither made nor used; `keyholdd init` makes it", "token", s.cfg.HomeToken(), "label", s.sealKey.Label())
 	case ctx.Err() == nil:
 		s.log.WarnContext(ctx, "the seal key does not work", "token", s.cfg.HomeToken(), "label", s.sealKey.Label(), "err", err)
@@ -81,8 +89,8 @@ func (s *Server) EnsureSealKey(ctx context.Context) (done string, err error) {
 	case !errors.Is(err, kms.ErrKeyMissing):
 		return "", fmt.Errorf("token %s: %w", s.cfg.HomeToken(), err)
 	case sealed > 0:
-		return "", fmt.Errorf("token %s: the seal key %q is not in it, and %d access keys are sealed by it; hint: restore the token that has it; if it is lost, delete the access keys (keyhold access-key delete) and run init again",
-			s.cfg.HomeToken(), key.Label(), sealed)
+		return "", fmt.Errorf("token %s: the seal key %q is not in it, and %d access keys are sealed by it; hint: %s",
+			s.cfg.HomeToken(), key.Label(), sealed, SealKeyElsewhere)
 	}
 	if _, err := key.Ensure(ctx); err != nil {
 		return "", fmt.Errorf("token %s: %w", s.cfg.HomeToken(), err)

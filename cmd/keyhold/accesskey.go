@@ -18,7 +18,10 @@ func (a *app) accessKeyCommand() *cobra.Command {
 		Long: `Manage the access keys of principals: an access key id and a secret, with which
 AWS clients sign requests. A principal has at most two, so that one can be
 replaced by the other: create the second, use it everywhere, deactivate the first,
-see that nothing fails, delete it.`,
+see that nothing fails, delete it.
+
+Access keys of others are for the root of their account,
+arn:aws:iam::<account>:root.`,
 	}
 	cmd.AddCommand(
 		a.accessKeyCreateCommand(), a.accessKeyListCommand(),

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -46,14 +47,22 @@ func rootAccessKey(t *testing.T, dir string) (id, secret string) {
 	return id, strings.TrimSpace(secret)
 }
 
-// wantNoSecret looks into all that the daemon wrote, but the named file.
-func wantNoSecret(t *testing.T, d *daemon, secret, but string) {
+// wantNoSecret looks into all that the daemon wrote, but the named files, which are
+// its user's alone.
+func wantNoSecret(t *testing.T, d *daemon, secret string, but ...string) {
 	t.Helper()
 	if strings.Contains(d.log.String(), secret) {
 		t.Error("the log has the secret")
 	}
 	err := filepath.WalkDir(d.dir, func(path string, e os.DirEntry, err error) error {
-		if err != nil || !e.Type().IsRegular() || filepath.Base(path) == but {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		if slices.Contains(but, filepath.Base(path)) {
+			info, err := e.Info()
+			if err == nil && info.Mode().Perm() != 0o600 {
+				t.Errorf("%s has mode %v", path, info.Mode())
+			}
 			return err
 		}
 		b, err := os.ReadFile(path)
@@ -94,8 +103,8 @@ func TestAccessKeys(t *testing.T) {
 		t.Error(err)
 	}
 	d.stop(t)
-	wantNoSecret(t, d, made.AccessKey.SecretAccessKey, "")
-	wantNoSecret(t, d, rootSecret, "root-access-key")
+	wantNoSecret(t, d, made.AccessKey.SecretAccessKey)
+	wantNoSecret(t, d, rootSecret, "root-access-key", "dev.env")
 
 	d = start(t, dir)
 	if again, secret := rootAccessKey(t, dir); again != rootID || secret != rootSecret {
@@ -120,7 +129,7 @@ func TestAccessKeys(t *testing.T) {
 		if again, secret := rootAccessKey(t, dir); again != "AKIADEV" || secret != "" {
 			t.Errorf("the folder has %q and a secret of %d", again, len(secret))
 		}
-		wantNoSecret(t, d, "wJalrXUtnFEMI", "")
+		wantNoSecret(t, d, "wJalrXUtnFEMI", "dev.env")
 		d.stop(t)
 	}
 	t.Setenv("KEYHOLD_DEV_ACCESS_KEY_ID", "")
@@ -176,8 +185,7 @@ func TestKillDuringAccessKeys(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			for createAndDelete(t.Context(), c, &present, &gone, &inactive) {
-				acknowledged++
+			for createAndDelete(t.Context(), c, &present, &gone, &inactive, &acknowledged) {
 			}
 		}()
 		select {
@@ -189,7 +197,7 @@ func TestKillDuringAccessKeys(t *testing.T) {
 		<-done
 		verifyAudit(t, dir)
 	}
-	t.Logf("%d keys made, deactivated and deleted over %d kills", acknowledged, rounds)
+	t.Logf("%d changes of access keys acknowledged over %d kills", acknowledged, rounds)
 	if acknowledged == 0 {
 		t.Error("nothing was acknowledged: the test showed nothing")
 	}
@@ -199,9 +207,10 @@ func TestKillDuringAccessKeys(t *testing.T) {
 	}
 }
 
-// createAndDelete makes a key, deactivates it and deletes it, and notes what was
-// acknowledged. What was sent and not acknowledged may be either way.
-func createAndDelete(ctx context.Context, c *client.Client, present, gone, inactive *string) bool {
+// createAndDelete makes a key, deactivates and activates it, and deletes it, and notes
+// what was acknowledged. What was sent and not acknowledged may be either way. An
+// account may make ten keys at once, so that each has something to do.
+func createAndDelete(ctx context.Context, c *client.Client, present, gone, inactive *string, acknowledged *int) bool {
 	*present, *inactive = "", ""
 	made, err := c.AccessKeys.CreateAccessKey(ctx, &keyholdv1.CreateAccessKeyRequest{})
 	if err != nil {
@@ -209,14 +218,25 @@ func createAndDelete(ctx context.Context, c *client.Client, present, gone, inact
 	}
 	id := made.GetAccessKey().GetAccessKeyId()
 	*present = id
-	_, err = c.AccessKeys.UpdateAccessKey(ctx, &keyholdv1.UpdateAccessKeyRequest{AccessKeyId: id, Status: keyholdv1.AccessKeyStatus_ACCESS_KEY_STATUS_INACTIVE})
-	if err != nil {
-		return false
+	*acknowledged++
+	for i := range 61 {
+		status := keyholdv1.AccessKeyStatus_ACCESS_KEY_STATUS_INACTIVE
+		if i%2 == 1 {
+			*inactive, status = "", keyholdv1.AccessKeyStatus_ACCESS_KEY_STATUS_ACTIVE
+		}
+		if _, err = c.AccessKeys.UpdateAccessKey(ctx, &keyholdv1.UpdateAccessKeyRequest{AccessKeyId: id, Status: status}); err != nil {
+			return false
+		}
+		if i%2 == 0 {
+			*inactive = id
+		}
+		*acknowledged++
 	}
-	*inactive, *present = id, ""
+	*present = ""
 	if _, err := c.AccessKeys.DeleteAccessKey(ctx, &keyholdv1.DeleteAccessKeyRequest{AccessKeyId: id}); err != nil {
 		return false
 	}
 	*gone = id
+	*acknowledged++
 	return true
 }

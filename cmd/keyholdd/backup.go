@@ -147,6 +147,10 @@ a key must not encrypt more than 2^32 times: each is counted as having done so
 --sealed-since times since. Always enough is the number of audit records since, and
 sealsCounted of each event RestoreBackup among them.
 
+Nor is it known which access keys were deactivated or deleted since: all are set
+inactive, and listed. Activate what may sign, as its principal or as the root of the
+account, or say --keep-access-keys-active.
+
 An HSM's own backup is restored with its vendor's tools, before this. Where only the
 database is lost, --keep-audit-log and --keep-tokens leave the newer log and tokens in
 place; the log tells then what the restored database does not know.
@@ -162,6 +166,7 @@ Run it as the daemon's user.`,
 	flags.Uint64Var(&sealed, "sealed-since", backup.DefaultSealedSince, "how often a version of a key may have encrypted since the backup; what an audit log that is kept tells, if that is")
 	flags.BoolVar(&opts.KeepJournal, "keep-audit-log", false, "the audit log is not lost: leave it in place, and go on in it")
 	flags.BoolVar(&opts.KeepTokens, "keep-tokens", false, "SoftHSM's tokens are not lost: leave them in place")
+	flags.BoolVar(&opts.KeepAccessKeys, "keep-access-keys-active", false, "leave access keys active that were so when the backup was made, though they may have been deactivated or deleted since")
 	flags.BoolVar(&opts.AllowMissing, "allow-missing-keys", false, "restore records of keys that are not in their token")
 	flags.BoolVar(&opts.SkipTokens, "skip-token-check", false, "do not log in to the tokens to see that they hold the keys")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -229,6 +234,13 @@ func reportRestored(w io.Writer, r *backup.Restored, opts backup.RestoreOptions,
 	for _, k := range r.Pending {
 		fmt.Fprintf(w, "pending    %s is deleted after %s, unless that is cancelled\n", k.ARN(), k.DeletionDate.UTC().Format(time.RFC3339))
 	}
+	status := "set inactive: it may have been deactivated or deleted since; keyhold access-key activate"
+	if opts.KeepAccessKeys {
+		status = "ACTIVE, though it may have been deactivated or deleted since"
+	}
+	for _, k := range r.AccessKeys {
+		fmt.Fprintf(w, "access key %s of %s: %s\n", k.ID, k.Principal, status)
+	}
 	for _, c := range r.Unsure {
 		note := "recorded after the store was copied: do it again if it must hold"
 		if c.Name == "CreateKey" {
@@ -256,6 +268,7 @@ What happened after %s is not in it:
   records unavailable. Disabled keys may be enabled, and aliases where they were.
 - deletions that were cancelled since are scheduled again. None is carried out
   before you run keyholdd confirm-clock (unless trust_clock is set): look first.
+- access keys that were made since are gone: what signs with them is refused.
 %sNext: keyholdd doctor --config %s
 `, m.Created.Format(time.RFC3339), fork, config)
 }

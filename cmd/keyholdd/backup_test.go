@@ -298,7 +298,7 @@ func TestBackupOfStoppedDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	fromPipe := func() (string, error) {
-		cmd := exec.CommandContext(t.Context(), binaries.keyholdd, "restore", "--config", config, "-")
+		cmd := exec.CommandContext(t.Context(), binaries.keyholdd, "restore", "--config", config, "--keep-access-keys-active", "-")
 		cmd.Stdin = bytes.NewReader(archive)
 		out, err := cmd.CombinedOutput()
 		return string(out), err
@@ -315,7 +315,7 @@ func TestBackupOfStoppedDaemon(t *testing.T) {
 	if err := os.WriteFile(pin, got, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := fromPipe(); err != nil {
+	if out, err := fromPipe(); err != nil || !regexp.MustCompile(`access key AKIA\w+ of arn:aws:iam::\d+:root: ACTIVE, though`).MatchString(out) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	d = start(t, dir, regions...)

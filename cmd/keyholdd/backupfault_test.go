@@ -263,7 +263,15 @@ func TestRestoreOfStoreAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	made, err := c.AccessKeys.CreateAccessKey(t.Context(), &keyholdv1.CreateAccessKeyRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	mustKeyholdd(t, "backup", "--config", config, archive)
+	accessKey := made.GetAccessKey().GetAccessKeyId()
+	if _, err := c.AccessKeys.DeleteAccessKey(t.Context(), &keyholdv1.DeleteAccessKeyRequest{AccessKeyId: accessKey}); err != nil {
+		t.Fatal(err)
+	}
 	later, err := makeKey(t.Context(), c, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -286,6 +294,7 @@ func TestRestoreOfStoreAlone(t *testing.T) {
 	t.Logf("%s", report)
 	for _, want := range []string{
 		"CreateKey " + later.metadata.GetArn() + ": recorded after the store was copied: the key is NOT in it",
+		"access key " + accessKey + " of " + made.GetAccessKey().GetPrincipalArn() + ": set inactive", "DeleteAccessKey " + accessKey,
 		"DisableKey " + kept.metadata.GetArn(), "object without record", "of it: see",
 	} {
 		if !strings.Contains(report, want) {
@@ -294,6 +303,9 @@ func TestRestoreOfStoreAlone(t *testing.T) {
 	}
 	d = start(t, dir)
 	kept.check(t, d.dial(t)) // enabled, as it was
+	if active, ok := listAccessKeys(t, d)[accessKey]; !ok || active {
+		t.Errorf("an access key that was deleted since is there: %v, active: %v; want it inactive", ok, active)
+	}
 	d.stop(t)
 	verifyAudit(t, dir)
 }

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/keyhold/keyhold/hsm"
+	"github.com/keyhold/keyhold/server"
 )
 
 // makeOld makes a stopped installation what a version without access keys has left:
@@ -100,4 +102,34 @@ func TestInstallationWithoutSealKey(t *testing.T) {
 	})
 	d.stop(t)
 	verifyAudit(t, dir)
+}
+
+// TestReorderedRegions: which token has the seal key depends on the first region. If
+// that changes, what is said names it, and no second seal key is made.
+func TestReorderedRegions(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "dev")
+	d := start(t, dir, "--region", "us-east-1", "--region", "eu-central-1")
+	env := d.env
+	d.stop(t)
+	config := writeConfig(t, filepath.Join(dir, "keyholdd.yaml"), func(c *server.Config) { slices.Reverse(c.Regions) })
+	const cause = "if their order or their tokens were changed, change that back"
+	if out, err := keyholdd(t, "init", "--config", config); err == nil || !strings.Contains(err.Error(), cause) {
+		t.Errorf("init: %v\n%s", err, out)
+	}
+	if out, err := keyholdd(t, "doctor", "--config", config); err == nil || !strings.Contains(err.Error(), cause) {
+		t.Errorf("doctor: %v\n%s", err, out)
+	}
+	d = startServe(t, config, env)
+	eventually(t, "the log says what is wrong", func() error {
+		if !strings.Contains(d.log.String(), cause) {
+			return fmt.Errorf("the log:\n%s", d.log)
+		}
+		return nil
+	})
+	d.stop(t)
+	config = writeConfig(t, filepath.Join(dir, "keyholdd.yaml"), nil)
+	if out := mustKeyholdd(t, "init", "--config", config); !strings.Contains(out, "seal key exists in the token") {
+		t.Errorf("in the old order: %s", out)
+	}
 }

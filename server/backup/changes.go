@@ -51,10 +51,10 @@ func changesSince(dir string, from uint64, match func(Change) bool) (changes []C
 		}
 		c := Change{Seq: rec.Seq, Time: rec.Time, Name: e.EventName}
 		switch {
-		case len(e.Resources) > 0:
-			c.Resource = e.Resources[0].ARN
 		case e.Additional.AccessKeyID != "":
 			c.Resource = e.Additional.AccessKeyID + " of " + e.Additional.Principal
+		case len(e.Resources) > 0:
+			c.Resource = e.Resources[0].ARN
 		}
 		if !match(c) {
 			continue

@@ -25,7 +25,8 @@
 // data folder, which the daemon refuses to start on. What a restored store cannot
 // know is how often keys were used since; Restore counts that in advance, so that
 // no key version encrypts more than 2^32 times. Nor can it know which deletions were
-// cancelled since: none is carried out before an operator has confirmed the clock.
+// cancelled since: none is carried out before an operator has confirmed the clock. Nor
+// which access keys were deactivated or deleted since: all are inactive.
 // Restore writes an event of its own to the journal, from which on the journal is
 // another one than that which went on without the backup.
 //

@@ -20,6 +20,7 @@ import (
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 	"github.com/keyhold/keyhold/server"
 	"github.com/keyhold/keyhold/server/audit"
+	credentials "github.com/keyhold/keyhold/server/identity"
 	"github.com/keyhold/keyhold/server/kms"
 	"github.com/keyhold/keyhold/server/store/sqlite"
 )
@@ -61,6 +62,11 @@ func newSet(t testing.TB) *set {
 			Locator: kms.Locator{ID: s.ref[:], Label: "keyhold:x", Spec: keyholdv1.KeySpec_KEY_SPEC_SYMMETRIC_DEFAULT, Usage: keyholdv1.KeyUsageType_KEY_USAGE_TYPE_ENCRYPT_DECRYPT},
 		}},
 	}))
+	for id, active := range map[string]bool{"AKIA1": true, "AKIA2": false, "AKIA3": true} {
+		must(t, store.InsertAccessKey(t.Context(), &credentials.AccessKeyRecord{
+			ID: id, Principal: "arn:aws:iam::111122223333:root", Active: active, Created: now, SealedSecret: []byte("sealed " + id),
+		}))
+	}
 	must(t, store.Close())
 	journal, err := audit.Open(filepath.Join(dir, "audit"), audit.Options{Create: true, SegmentBytes: 256 << 10})
 	must(t, err)
@@ -194,6 +200,25 @@ func wantRestored(t testing.TB, s *set, cfg *server.Config, seals uint64) {
 	report, err := audit.Verify(cfg.Audit.Dir, audit.VerifyOptions{From: &s.end})
 	if err != nil || report.Last.Count != records+1 {
 		t.Errorf("the journal: %+v, %v", report, err)
+	}
+}
+
+// wantAccessKeys wants these access keys of the set to be active, and all of them to
+// be there.
+func wantAccessKeys(t testing.TB, cfg *server.Config, active ...string) {
+	t.Helper()
+	store, err := sqlite.OpenReadOnly(t.Context(), cfg.DataDir, sqlite.Options{})
+	must(t, err)
+	defer store.Close()
+	all, err := store.AccessKeys(t.Context())
+	must(t, err)
+	if len(all) != 3 {
+		t.Errorf("%d access keys", len(all))
+	}
+	for _, k := range all {
+		if k.Active != slices.Contains(active, k.ID) || string(k.SealedSecret) != "sealed "+k.ID {
+			t.Errorf("access key %+v; want active: %q", k, active)
+		}
 	}
 }
 

@@ -51,6 +51,10 @@ func TestKeepJournal(t *testing.T) {
 			audit.Event{EventName: "EnableKey", Phase: audit.PhaseOutcome, ErrorCode: "KMSInternalException"}, audit.Event{EventName: "Encrypt"},
 			audit.Event{EventName: "CreateKey", Phase: audit.PhaseOutcome, Resources: []audit.Resource{{ARN: "arn:new"}}},
 			audit.Event{EventName: "DeleteAccessKey", Phase: audit.PhaseOutcome, Additional: []audit.Member{{Key: "accessKeyId", Value: "AKIA1"}, {Key: "principalArn", Value: "arn:root"}}},
+			audit.Event{
+				EventName: "ImportAccessKey", Phase: audit.PhaseOutcome, Resources: []audit.Resource{{ARN: "arn:root"}},
+				Additional: []audit.Member{{Key: "accessKeyId", Value: "AKIA2"}, {Key: "principalArn", Value: "arn:root"}},
+			},
 			// This one is in the store.
 			audit.Event{EventName: "CreateKey", Phase: audit.PhaseOutcome, Resources: []audit.Resource{{ARN: "arn:aws:kms:us-east-1:111122223333:key/00000000-0000-4000-8000-000000000001"}}},
 		)
@@ -68,7 +72,7 @@ func TestKeepJournal(t *testing.T) {
 		}
 		r, err := restore(t, cfg, a, func(o *RestoreOptions) { o.KeepJournal = true })
 		must(t, err)
-		if r.End.Count < end.Count || r.Recorded != 5 || r.Unsure[2].Name != "DisableKey" || r.Unsure[3].Resource != "arn:new" || r.Unsure[4].Resource != "AKIA1 of arn:root" {
+		if r.End.Count < end.Count || r.Recorded != 6 || r.Unsure[2].Name != "DisableKey" || r.Unsure[3].Resource != "arn:new" || r.Unsure[4].Resource != "AKIA1 of arn:root" || r.Unsure[5].Resource != "AKIA2 of arn:root" {
 			t.Errorf("%s: %+v, want what was recorded up to %s", place, r, end)
 		}
 		wantSealed := r.End.Count - (records - 4) + lostRecords

@@ -54,6 +54,10 @@ type RestoreOptions struct {
 	// backup was made; that is counted as done. Optional: with KeepJournal what that
 	// tells, if it is known where it ended, else DefaultSealedSince.
 	SealedSince *uint64
+	// KeepAccessKeys leaves access keys active that were so when the backup was made.
+	// All are inactive otherwise: it is not known which of them were deactivated or
+	// deleted since.
+	KeepAccessKeys bool
 	// AllowMissing restores records of keys whose material is not in the token.
 	AllowMissing bool
 	// SkipTokens leaves out the opening of tokens.
@@ -79,6 +83,9 @@ type Restored struct {
 	Recorded int
 	// Pending are keys whose deletion was scheduled.
 	Pending []*kms.KeyRecord
+	// AccessKeys are those that were active in the backup. They are inactive now,
+	// unless KeepAccessKeys was asked for.
+	AccessKeys []AccessKey
 	// Orphans are what records and tokens do not agree on.
 	Orphans []kms.Orphan
 	// SealedSince was counted for each of Versions versions of AES keys; Spent of
@@ -90,6 +97,9 @@ type Restored struct {
 	// Places are the paths that were filled.
 	Places []string
 }
+
+// AccessKey is the id of an access key, and the ARN of whose it is.
+type AccessKey struct{ ID, Principal string }
 
 // ErrMissing says that the tokens lack the material of keys.
 var ErrMissing = errors.New("keys are not in their token")
@@ -377,7 +387,7 @@ func (r *restorer) missing() error {
 }
 
 // unknown makes the store careful about what it cannot know: how often keys were
-// used since, and which deletions were cancelled.
+// used since, which deletions were cancelled, and which access keys may sign.
 func (r *restorer) unknown(ctx context.Context) error {
 	s, err := sqlite.Open(ctx, r.t.stage(r.t.data), sqlite.Options{Program: r.o.Program})
 	if err != nil {
@@ -400,12 +410,37 @@ func (r *restorer) unknown(ctx context.Context) error {
 		// operator has confirmed the clock, and could look at the deletions first.
 		err = s.Tick(ctx, r.m.Created.Add(-heldTick))
 	}
+	if err == nil {
+		err = r.accessKeys(ctx, s)
+	}
 	if err = errors.Join(err, s.Close()); err != nil {
 		return err
 	}
 	// What is moved is the database alone: its log must have been folded into it.
 	if left, err := exists(s.Path() + "-wal"); err != nil || left {
 		return errors.Join(err, fmt.Errorf("%s-wal was not folded into the database", s.Path()))
+	}
+	return nil
+}
+
+// accessKeys makes all access keys inactive, unless they are to stay as they are.
+func (r *restorer) accessKeys(ctx context.Context, s *sqlite.Store) error {
+	all, err := s.AccessKeys(ctx)
+	if err != nil {
+		return err
+	}
+	for _, k := range all {
+		if !k.Active {
+			continue
+		}
+		r.out.AccessKeys = append(r.out.AccessKeys, AccessKey{ID: k.ID, Principal: k.Principal})
+		if r.o.KeepAccessKeys {
+			continue
+		}
+		k.Active = false
+		if err := s.UpdateAccessKey(ctx, k); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -36,10 +36,15 @@ func TestRestore(t *testing.T) {
 		must(t, err)
 		last = string(rec.Payload)
 	}
-	for _, want := range []string{`"RestoreBackup"`, s.end.String(), r.SHA256} {
+	for _, want := range []string{`"RestoreBackup"`, s.end.String(), r.SHA256, `"accessKeysDeactivated":"2"`} {
 		if !strings.Contains(last, want) {
 			t.Errorf("the event %s lacks %s", last, want)
 		}
+	}
+	// Nobody who was shut out since may sign.
+	wantAccessKeys(t, cfg)
+	if len(r.AccessKeys) != 2 || r.AccessKeys[0].ID != "AKIA1" || r.AccessKeys[1].ID != "AKIA3" {
+		t.Errorf("access keys that were active: %+v", r.AccessKeys)
 	}
 	// It is not restored over.
 	before := tree(t, cfg.DataDir)
@@ -56,8 +61,11 @@ func TestRestore(t *testing.T) {
 	must(t, os.Mkdir(cfg.Audit.Dir, 0o700))
 	must(t, os.Mkdir(cfg.DataDir, 0o700))
 	spent := uint64(1 << 32)
-	r, err = restore(t, cfg, a, func(o *RestoreOptions) { o.SealedSince, o.Since, o.Manifest = &spent, &s.end, r.SHA256 })
+	r, err = restore(t, cfg, a, func(o *RestoreOptions) {
+		o.SealedSince, o.Since, o.Manifest, o.KeepAccessKeys = &spent, &s.end, r.SHA256, true
+	})
 	must(t, err)
+	wantAccessKeys(t, cfg, "AKIA1", "AKIA3")
 	if r.Spent != 1 {
 		t.Errorf("%+v", r)
 	}

@@ -207,11 +207,16 @@ func (r *restorer) record(ctx context.Context) error {
 
 // event is what the journal tells of the restore.
 func (r *restorer) event(id string) []byte {
+	deactivated := len(r.out.AccessKeys)
+	if r.o.KeepAccessKeys {
+		deactivated = 0
+	}
 	e := audit.Event{
 		UserIdentity: audit.UserIdentity{Type: "AWSService", InvokedBy: ownName}, EventTime: r.o.Now(), EventName: restoreName,
 		SourceIPAddress: ownName, UserAgent: ownName, EventID: id, EventType: audit.TypeService,
 		Additional: []audit.Member{
 			{Key: "backupCreated", Value: r.m.Created.Format(time.RFC3339Nano)},
+			{Key: "accessKeysDeactivated", Value: strconv.Itoa(deactivated)},
 			{Key: "manifestSHA256", Value: r.out.SHA256},
 			{Key: "continuesFrom", Value: r.out.End.String()},
 			{Key: "sealsCounted", Value: strconv.FormatUint(r.out.SealedSince, 10)},

@@ -52,7 +52,7 @@ func (e *exam) sealKey(ctx context.Context, keys []*identity.AccessKeyRecord) {
 		return
 	case errors.Is(err, kms.ErrKeyMissing):
 		e.fail(name, home, fmt.Sprintf("the seal key %q is not in the token, and %s sealed by it: none of them can be used", key.Label(), count(len(keys), "access key")),
-			"restore the token that has it; if it is lost, delete the access keys, run `keyholdd init`, and make new ones")
+			server.SealKeyElsewhere)
 		return
 	case err != nil:
 		e.fail(name, home, cause(err), "the token logs in but does not work: look at its own logs")

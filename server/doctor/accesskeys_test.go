@@ -104,7 +104,7 @@ func TestAccessKeys(t *testing.T) {
 
 	// The key is lost; then somebody made a new one of its name.
 	i.loseSealKey()
-	i.initialise("", "3 access keys are sealed by it; hint: restore the token")
+	i.initialise("", "3 access keys are sealed by it; hint: the token of the first of regions: in the configuration must have it: if their order")
 	want(t, i.run(), "seal-key", Fail, "3 access keys sealed by it")
 	i.ensureSealKey()
 	want(t, i.run(), "seal-key", Fail, "the secrets of 3 access keys do not open")

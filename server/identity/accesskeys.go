@@ -183,6 +183,9 @@ func (a *AccessKeys) Open(ctx context.Context, k *AccessKey) (Secret, error) {
 	return secret, nil
 }
 
+// Now is the clock.
+func (a *AccessKeys) Now() time.Time { return a.cfg.Now() }
+
 // Principal returns the principal of an ARN as of now, or nil where there is none.
 func (a *AccessKeys) Principal(arn string) *Principal { return a.cfg.Principals().Principal(arn) }
 

@@ -46,6 +46,12 @@ type Principal struct {
 	Name string
 }
 
+// typeRoot is the Type of an account's root.
+const typeRoot = "Root"
+
+// IsRoot reports whether the principal is its account's root.
+func (p *Principal) IsRoot() bool { return p.Type == typeRoot }
+
 // maxARNBytes is the longest principal ARN: AWS's limit for ARNs.
 const maxARNBytes = 2048
 
@@ -63,7 +69,7 @@ func ParsePrincipal(arn string) (*Principal, error) {
 	kind, name, _ := strings.Cut(resource, "/")
 	switch {
 	case resource == "root":
-		p.Type = "Root"
+		p.Type = typeRoot
 		return p, nil
 	case kind == "user":
 		p.Type = "IAMUser"

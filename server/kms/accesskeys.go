@@ -80,8 +80,8 @@ func (s *Service) checkCreateAccessKey(c *call, _ *keyholdv1.CreateAccessKeyRequ
 	if n := len(s.accessKeys.List(c.key(0).arn)); n >= s.limits.AccessKeysPerPrincipal {
 		return s.tooManyAccessKeys()
 	}
-	if !s.accessKeyRate.AllowN(s.now(), 1) {
-		return errorf(CodeThrottling, "Rate exceeded: %d access keys per second may be made.", maxSealsPerSecond)
+	if err := s.sealRate.enter(c.key(0).account, s.now()); err != nil {
+		return err
 	}
 	c.accessKeyID = identity.NewAccessKeyID()
 	c.noteAccessKey(c.accessKeyID)
@@ -208,12 +208,16 @@ func (s *Service) ImportAccessKey(ctx context.Context, principal, id string, sec
 	if replaces == "" && s.accessKeys.Has(ctx, p, id, secret) {
 		return nil
 	}
+	facts := []audit.Member{{Key: "accessKeyId", Value: id}, {Key: "principalArn", Value: p.ARN}}
+	if replaces != "" {
+		facts = append(facts, audit.Member{Key: "replacesAccessKeyId", Value: replaces})
+	}
 	region := s.anyRegion()
-	if err := s.recordOwn(ctx, "ImportAccessKey", p.ARN, p.Account, region, audit.PhaseIntent, nil); err != nil {
+	if err := s.recordOwn(ctx, "ImportAccessKey", p.ARN, p.Account, region, audit.PhaseIntent, nil, facts...); err != nil {
 		return fmt.Errorf("%w: %w", errNoRecord, err)
 	}
 	err := s.accessKeys.Import(ctx, p, id, secret, replaces)
-	return errors.Join(err, s.recordOwn(context.WithoutCancel(ctx), "ImportAccessKey", p.ARN, p.Account, region, audit.PhaseOutcome, err))
+	return errors.Join(err, s.recordOwn(context.WithoutCancel(ctx), "ImportAccessKey", p.ARN, p.Account, region, audit.PhaseOutcome, err, facts...))
 }
 
 // anyRegion is a region for records of what is of no region.

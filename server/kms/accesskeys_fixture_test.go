@@ -55,6 +55,17 @@ func (w *world) makeSealKey() {
 	}
 }
 
+// another calls from alice's account, by the resource of their ARN, such as root.
+func another(resource string) *identity.Caller {
+	c := alice()
+	p, err := identity.ParsePrincipal("arn:aws:iam::" + testAccount + ":" + resource)
+	if err != nil {
+		panic(err)
+	}
+	c.Principal = p
+	return c
+}
+
 // createAccessKey makes one for alice.
 func (w *world) createAccessKey() *keyholdv1.AccessKey {
 	w.t.Helper()

@@ -138,13 +138,14 @@ func (s *Service) reread(ctx context.Context, id KeyID) (fresh *KeyRecord, err e
 	return fresh, nil
 }
 
-// recordOwn records what the service does by itself.
-func (s *Service) recordOwn(ctx context.Context, name, arn string, account AccountID, region Region, phase audit.Phase, failure error) error {
+// recordOwn records what the service does by itself, with what more is to be said
+// of it.
+func (s *Service) recordOwn(ctx context.Context, name, arn string, account AccountID, region Region, phase audit.Phase, failure error, facts ...audit.Member) error {
 	e := &audit.Event{
 		UserIdentity: audit.UserIdentity{Type: "AWSService", InvokedBy: ownName}, EventTime: s.now(), EventName: name,
 		AWSRegion: string(region), SourceIPAddress: ownName, UserAgent: ownName, Phase: phase, EventID: newEventID(),
 		EventType: audit.TypeService, RecipientAccountID: string(account),
-		Resources: []audit.Resource{{ARN: arn, AccountID: string(account)}},
+		Resources: []audit.Resource{{ARN: arn, AccountID: string(account)}}, Additional: facts,
 	}
 	if failure != nil {
 		e.ErrorCode, e.ErrorMessage = string(CodeInternal), internalMessage

@@ -152,7 +152,8 @@ func (s *Service) allowed(c *call, action string, sub *subject) error {
 	}
 	d := policy.Decide(policy.Request{
 		PrincipalARN: c.caller.Principal.ARN, PrincipalAccount: string(c.caller.Principal.Account),
-		Action: action, ResourceARN: sub.arn, ResourceAccount: string(sub.account),
+		PrincipalRoot: c.caller.Principal.IsRoot(),
+		Action:        action, ResourceARN: sub.arn, ResourceAccount: string(sub.account),
 	})
 	if !d.Allowed {
 		return s.denied(c, action)

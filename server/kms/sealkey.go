@@ -25,7 +25,7 @@ import (
 // Seals have random IVs of 96 bits, so one version may seal 2^32 times (NIST SP
 // 800-38D, 8.3). They are not counted in the store, as those of KMS keys are,
 // but bounded in time: whoever seals takes a place at maxSealsPerSecond first
-// (see accessKeyRate), and 2^32 of those take 27 years of doing nothing else.
+// (see sealRate), and 2^32 of those take 27 years of doing nothing else.
 //
 // A SealKey may be used concurrently. Errors are those of its key store: while the
 // token is down ErrStoreUnavailable, without the key ErrKeyMissing.
@@ -37,9 +37,12 @@ type SealKey struct {
 const (
 	// sealVersion is the version that seals.
 	sealVersion uint32 = 1
-	// maxSealsPerSecond and sealBurst bound what one process seals.
-	maxSealsPerSecond = 5
-	sealBurst         = 100
+	// maxSealsPerSecond and sealBurst bound what one process seals, the others what of
+	// that an account may take.
+	maxSealsPerSecond     = 5
+	sealBurst             = 100
+	accountSealsPerSecond = 1
+	accountSealBurst      = 10
 
 	// sealFormat is the first byte of a sealed value. Behind it: the version, 4
 	// bytes, big endian; the IV, 12; ciphertext and tag.

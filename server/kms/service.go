@@ -104,11 +104,10 @@ type Service struct {
 	params    *awsjson.Encoder
 	keys      *keyring
 	pairs     *keypair.Pool
-	// accessKeys is nil where there are none. accessKeyRate bounds what is sealed
-	// for them; see SealKey.
-	accessKeys    *identity.AccessKeys
-	accessKeyRate *rate.Limiter
-	throttle      *throttle
+	// accessKeys is nil where there are none.
+	accessKeys *identity.AccessKeys
+	sealRate   *sealRate
+	throttle   *throttle
 	// batchPlaces is by region: a token that hangs must not hold up another's.
 	batchPlaces map[Region]*batchPlaces
 	// batchFaults bounds what is logged of them.
@@ -159,7 +158,7 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 		s.batchPlaces[region] = newBatchPlaces(ks)
 	}
 	s.batchFaults = rate.NewLimiter(10, 50)
-	s.accessKeys, s.accessKeyRate = cfg.AccessKeys, rate.NewLimiter(maxSealsPerSecond, sealBurst)
+	s.accessKeys, s.sealRate = cfg.AccessKeys, newSealRate()
 	s.started = s.now()
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	return s, nil

@@ -55,3 +55,29 @@ func (t *throttle) enter(account AccountID, plane keyholdv1.Plane, atAnyRate boo
 }
 
 func (t *throttle) leave() { t.inFlight.Add(-1) }
+
+// sealRate bounds what is sealed; see SealKey. Each account has a rate of its own
+// in front of the one of all: no account takes all of that.
+type sealRate struct {
+	all      *rate.Limiter
+	accounts sync.Map // AccountID -> *rate.Limiter; bounded as in throttle
+}
+
+func newSealRate() *sealRate {
+	return &sealRate{all: rate.NewLimiter(maxSealsPerSecond, sealBurst)}
+}
+
+// enter takes a place for one seal.
+func (r *sealRate) enter(account AccountID, now time.Time) error {
+	l, ok := r.accounts.Load(account)
+	if !ok {
+		l, _ = r.accounts.LoadOrStore(account, rate.NewLimiter(accountSealsPerSecond, accountSealBurst))
+	}
+	if !l.(*rate.Limiter).AllowN(now, 1) { //nolint:forcetypeassert // the only type stored
+		return errorf(CodeThrottling, "Rate exceeded: an account may make %d access key per second, and %d at once.", accountSealsPerSecond, accountSealBurst)
+	}
+	if !r.all.AllowN(now, 1) {
+		return errorf(CodeThrottling, "Rate exceeded: %d access keys per second may be made.", maxSealsPerSecond)
+	}
+	return nil
+}

@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -11,6 +12,8 @@ import (
 // wiped when they leave, as far as Go allows: copies on stacks are not.
 type keyCache struct {
 	max int
+	// forgotten counts the calls of forget. It is written under mu.
+	forgotten atomic.Uint64
 
 	mu      sync.Mutex
 	entries map[cacheID]*list.Element // of *cachedKey
@@ -47,11 +50,13 @@ func (c *keyCache) get(id cacheID, out *SigningKey) bool {
 	return true
 }
 
-// put keeps a key, unless its day is over.
-func (c *keyCache) put(id cacheID, key *SigningKey) {
+// put keeps a key, unless its day is over, or something was forgotten since
+// forgotten was read: that may be the access key that this was derived from. Read
+// it before that is looked up, or a key may stay that nothing forgets any more.
+func (c *keyCache) put(id cacheID, key *SigningKey, forgotten uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if id.scope.Day < c.oldest {
+	if id.scope.Day < c.oldest || c.forgotten.Load() != forgotten {
 		return
 	}
 	if e, ok := c.entries[id]; ok { // another request was as fast
@@ -99,6 +104,7 @@ func dayNumber(day string) int {
 func (c *keyCache) forget(gone func(accessKeyID string) bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.forgotten.Add(1)
 	for id, e := range c.entries {
 		if gone(id.accessKeyID) {
 			c.drop(e)

@@ -30,6 +30,9 @@
 // unless [Config.NormalizePath] is set, because a door routes by the path as it
 // was sent and the signature would be for another one.
 //
+// A presigned request is good for [Config.MaxExpires] at most, a quarter of an hour
+// unless it says otherwise, also where X-Amz-Expires allows a week: as with AWS's STS.
+//
 // # What it does not do
 //
 // Replays within the window are not found: AWS KMS, which calls an XKS proxy,

@@ -2,7 +2,6 @@ package sigv4
 
 import (
 	"context"
-	"crypto/hmac"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -72,25 +71,22 @@ func (SigningKey) LogValue() slog.Value { return slog.StringValue(redacted) }
 func (SigningKey) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
 // DeriveSigningKey derives the key of a scope from a secret access key ("Create
-// a signed request", step 4, "Calculate the signature"). Intermediate keys are
-// wiped; the secret is the caller's.
+// a signed request", step 4, "Calculate the signature"). What it makes of the secret
+// on the way is wiped; the secret is the caller's.
 func DeriveSigningKey(secret []byte, scope Scope) SigningKey {
-	k := make([]byte, 0, len("AWS4")+len(secret)) // it must not grow: it is wiped
+	// It must neither grow, since it is wiped, nor be on the stack: see macRoom.
+	k := make([]byte, 0, max(len("AWS4")+len(secret), macBlockBytes))
 	k = append(k, "AWS4"...)
 	k = append(k, secret...)
-	defer func() { clear(k[:cap(k)]) }()
 
-	var out SigningKey
-	mac := func(key []byte, data string) {
-		h := hmac.New(sha256.New, key)
-		_, _ = io.WriteString(h, data)
-		h.Sum(out[:0])
-	}
-	mac(k, scope.Day)
-	mac(out[:], scope.Region)
-	mac(out[:], scope.Service)
-	mac(out[:], terminator)
-	return out
+	room := takeRoom()
+	defer room.leave()
+	room.sum(k, []byte(scope.Day))
+	clear(k)
+	room.sum(room.out[:], []byte(scope.Region))
+	room.sum(room.out[:], []byte(scope.Service))
+	room.sum(room.out[:], []byte(terminator))
+	return room.out
 }
 
 // nobody is the key of everybody who is unknown: deriving and comparing with it

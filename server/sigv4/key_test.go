@@ -2,6 +2,7 @@ package sigv4
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -121,7 +122,7 @@ func TestSigningKeysAreCached(t *testing.T) {
 }
 
 // TestDayBefore: just after midnight the day before is still good, and its keys
-// stay; a presigned request of a day long gone is not cached.
+// stay, in both forms.
 func TestDayBefore(t *testing.T) {
 	t.Parallel()
 	midnight := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
@@ -141,14 +142,86 @@ func TestDayBefore(t *testing.T) {
 	if n, cached := key.derived.Load(), v.keys.len(); n != 2 || cached != 2 {
 		t.Errorf("%d derivations, %d cached; want 2, 2", n, cached)
 	}
-	r := newRequest(t, "GET", "/", "")
-	testSigner.Presign(r, nil, now.Add(-50*time.Hour), 72*time.Hour)
-	got, _ := mustReceive(t, raw(t, r))
-	if _, err := v.Verify(got, "kms", Body(nil)); err != nil {
-		t.Fatal(err)
+}
+
+// TestStrangersDeriveOnce: who knows the id of a key and not its secret has each
+// signing key derived once, of whatever day it may be asked for.
+func TestStrangersDeriveOnce(t *testing.T) {
+	t.Parallel()
+	midnight := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+	for _, c := range []struct {
+		after, most time.Duration
+		ages        []time.Duration
+		derived     int32
+	}{
+		{10 * time.Minute, 0, []time.Duration{0, 9 * time.Minute, 14 * time.Minute}, 2},
+		{20 * time.Minute, 0, []time.Duration{0, 15 * time.Minute}, 1},
+		{10 * time.Minute, 72 * time.Hour, []time.Duration{0, 24 * time.Hour, 48 * time.Hour, 72 * time.Hour}, 4},
+	} {
+		now := midnight.Add(c.after)
+		key := &testKey{secret: testSecret}
+		config := testConfig()
+		config.Credentials, config.MaxExpires = testKeys{testKeyID: key}, c.most
+		config.Now = func() time.Time { return now }
+		v := newVerifier(t, config)
+		stranger := testSigner
+		stranger.Secret = "not the secret"
+		for range 5 {
+			for _, age := range c.ages {
+				r := newRequest(t, "GET", "/", "")
+				stranger.Presign(r, nil, now.Add(-age), 7*24*time.Hour)
+				got, _ := mustReceive(t, raw(t, r))
+				_, err := v.Verify(got, "kms", Body(nil))
+				wantRefusal(t, err, SignatureMismatch, "does not match")
+			}
+		}
+		if n := key.derived.Load(); n != c.derived {
+			t.Errorf("%s after midnight, at most %s: %d derivations, want %d", c.after, c.most, n, c.derived)
+		}
 	}
-	if cached := v.keys.len(); cached != 2 {
-		t.Errorf("%d keys are cached, want 2: the third day is over", cached)
+}
+
+// forgetting is a key that is forgotten while it is being looked up, or while a
+// signing key is derived from it.
+type forgetting struct{ inLookUp, inDerivation func() }
+
+func (f *forgetting) LookUp(context.Context, string, string) (Key, error) {
+	f.inLookUp()
+	return f, nil
+}
+
+func (*forgetting) Version() uint64 { return 1 }
+
+func (f *forgetting) SigningKey(_ context.Context, scope Scope) (SigningKey, error) {
+	f.inDerivation()
+	return DeriveSigningKey([]byte(testSecret), scope), nil
+}
+
+// TestForgetMeanwhile: what was looked up before it was forgotten does not stay.
+func TestForgetMeanwhile(t *testing.T) {
+	t.Parallel()
+	nothing := func() {}
+	f := &forgetting{}
+	c := testConfig()
+	c.Credentials = f
+	v := newVerifier(t, c)
+	forget := func() { v.Forget(testKeyID) }
+	for name, moments := range map[string][2]func(){
+		"while it is looked up": {forget, nothing}, "while it is derived": {nothing, forget}, "all of them": {nothing, v.ForgetAll},
+	} {
+		f.inLookUp, f.inDerivation = moments[0], moments[1]
+		r, body := signed(t, "POST", "/", "body")
+		if _, err := v.Verify(r, "kms", Body(body)); err != nil {
+			t.Fatal(err)
+		}
+		if n := v.keys.len(); n != 0 {
+			t.Errorf("%s: %d signing keys stay", name, n)
+		}
+	}
+	f.inLookUp, f.inDerivation = nothing, nothing
+	r, body := signed(t, "POST", "/", "body")
+	if _, err := v.Verify(r, "kms", Body(body)); err != nil || v.keys.len() != 1 {
+		t.Errorf("not forgotten: %d signing keys stay, %v", v.keys.len(), err)
 	}
 }
 
@@ -160,14 +233,14 @@ func TestCacheIsBounded(t *testing.T) {
 	id := func(i int) cacheID { return cacheID{accessKeyID: strconv.Itoa(i), scope: Scope{Day: "20260115"}} }
 	var first *cachedKey
 	for i := range 3 {
-		c.put(id(i), &SigningKey{byte(i + 1), 31: 1})
+		c.put(id(i), &SigningKey{byte(i + 1), 31: 1}, 0)
 	}
 	first = entryOf(c.entries[id(1)])
 	var out SigningKey
 	if !c.get(id(0), &out) || out[0] != 1 {
 		t.Fatalf("got %x", out[:])
 	}
-	c.put(id(3), &SigningKey{4})
+	c.put(id(3), &SigningKey{4}, 0)
 	if c.get(id(1), &out) || !c.get(id(0), &out) || !c.get(id(3), &out) || c.len() != 3 {
 		t.Error("the wrong key has left")
 	}
@@ -253,6 +326,8 @@ func TestConfig(t *testing.T) {
 		"empty region":        func(c *Config) { c.Regions = []string{"us-east-1", ""} },
 		"negative skew":       func(c *Config) { c.MaxSkew = -1 },
 		"skew above an hour":  func(c *Config) { c.MaxSkew = time.Hour + 1 },
+		"negative lifetime":   func(c *Config) { c.MaxExpires = -1 },
+		"more than a week":    func(c *Config) { c.MaxExpires = 7*24*time.Hour + 1 },
 		"negative cache size": func(c *Config) { c.MaxSigningKeys = -1 },
 	} {
 		c := testConfig()

@@ -332,26 +332,33 @@ func TestWindow(t *testing.T) {
 		age    time.Duration // of the request; negative: from the future
 		valid  time.Duration // presigned; 0: header form
 		skew   time.Duration // configured
+		most   time.Duration // MaxExpires as configured
 		reason Reason
 		part   string
 	}{
-		{"oldest", 5 * time.Minute, 0, 0, 0, ""},
-		{"too old", 5*time.Minute + 1, 0, 0, Expired, "Signature expired: 20260115T101112Z is now earlier than 20260115T101112Z (20260115T101612Z - 5 min.)"},
-		{"much too old", 24 * time.Hour, 0, 0, Expired, "Signature expired: 20260115T101112Z is now earlier than 20260116T100612Z (20260116T101112Z - 5 min.)"},
-		{"newest", -5 * time.Minute, 0, 0, 0, ""},
-		{"too new", -5*time.Minute - 1, 0, 0, NotYetCurrent, "Signature not yet current: 20260115T101112Z is still later than 20260115T101111Z (20260115T100611Z + 5 min.)"},
-		{"narrow", 30 * time.Second, 0, 30 * time.Second, 0, ""},
-		{"narrow, too old", 31 * time.Second, 0, 30 * time.Second, Expired, "- 30 sec.)"},
-		{"presigned, last second", time.Second, time.Second, 0, 0, ""},
-		{"presigned, over", time.Second + 1, time.Second, 0, Expired, "- 1 sec.)"},
-		{"presigned for a week", week, week, 0, 0, ""},
-		{"presigned for a week, over", week + 1, week, 0, Expired, "- 10080 min.)"},
-		{"presigned, from the future", -5 * time.Minute, week, 0, 0, ""},
-		{"presigned, too far in the future", -5*time.Minute - 1, week, 0, NotYetCurrent, "+ 5 min.)"},
+		{"oldest", 5 * time.Minute, 0, 0, 0, 0, ""},
+		{"too old", 5*time.Minute + 1, 0, 0, 0, Expired, "Signature expired: 20260115T101112Z is now earlier than 20260115T101112Z (20260115T101612Z - 5 min.)"},
+		{"much too old", 24 * time.Hour, 0, 0, 0, Expired, "Signature expired: 20260115T101112Z is now earlier than 20260116T100612Z (20260116T101112Z - 5 min.)"},
+		{"newest", -5 * time.Minute, 0, 0, 0, 0, ""},
+		{"too new", -5*time.Minute - 1, 0, 0, 0, NotYetCurrent, "Signature not yet current: 20260115T101112Z is still later than 20260115T101111Z (20260115T100611Z + 5 min.)"},
+		{"narrow", 30 * time.Second, 0, 30 * time.Second, 0, 0, ""},
+		{"narrow, too old", 31 * time.Second, 0, 30 * time.Second, 0, Expired, "- 30 sec.)"},
+		{"presigned, last second", time.Second, time.Second, 0, 0, 0, ""},
+		{"presigned, over", time.Second + 1, time.Second, 0, 0, Expired, "- 1 sec.)"},
+		{"presigned for a week", week, week, 0, week, 0, ""},
+		{"presigned for a week, over", week + 1, week, 0, week, Expired, "- 10080 min.)"},
+		{"presigned, from the future", -5 * time.Minute, week, 0, 0, 0, ""},
+		{"presigned, too far in the future", -5*time.Minute - 1, week, 0, 0, NotYetCurrent, "+ 5 min.)"},
+		{"presigned, as long as it may be", 15 * time.Minute, 15 * time.Minute, 0, 0, 0, ""},
+		{"presigned for longer than it may be", 15*time.Minute + 1, 15*time.Minute + time.Second, 0, 0, Expired, "- 15 min.)"},
+		{"presigned for an hour, in time", 15 * time.Minute, time.Hour, 0, 0, 0, ""},
+		{"presigned for a week, which is too long", 15*time.Minute + 1, week, 0, 0, Expired, "- 15 min.)"},
+		{"presigned, less is configured", time.Minute + 1, week, 0, time.Minute, Expired, "- 1 min.)"},
+		{"the header form is not longer for it", 5*time.Minute + 1, 0, 0, week, Expired, "- 5 min.)"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			config := testConfig()
-			config.MaxSkew = c.skew
+			config.MaxSkew, config.MaxExpires = c.skew, c.most
 			config.Now = func() time.Time { return testTime.Add(c.age).In(time.FixedZone("elsewhere", 7*3600)) }
 			r := newRequest(t, "POST", "/", "body")
 			if c.valid > 0 {

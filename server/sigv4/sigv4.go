@@ -18,6 +18,7 @@ import (
 
 const (
 	defaultMaxSkew        = 5 * time.Minute
+	defaultMaxExpires     = 15 * time.Minute
 	defaultMaxSigningKeys = 10_000 // about 4 MB
 )
 
@@ -32,6 +33,12 @@ type Config struct {
 	// MaxSkew is how far the date of a request may be from now, in either
 	// direction, inclusive. Optional: 5 minutes, as AWS KMS has it.
 	MaxSkew time.Duration
+	// MaxExpires is how long after its date a presigned request is accepted, whatever
+	// longer time X-Amz-Expires says. The signing keys of all days in it stay in
+	// memory: of a day whose keys did not, a stranger without a secret could have one
+	// derived by each request. Optional: 15 minutes, as AWS's STS has it; at most 7
+	// days.
+	MaxExpires time.Duration
 	// MaxSigningKeys is how many signing keys are cached: one for each access
 	// key, day, region and service in use. Optional: 10,000.
 	MaxSigningKeys int
@@ -51,7 +58,7 @@ type Verifier struct {
 	credentials          Credentials
 	regions              []string
 	now                  func() time.Time
-	maxSkew              time.Duration
+	maxSkew, maxExpires  time.Duration
 	allowQuery           bool
 	allowUnsignedPayload bool
 	normalizePath        bool
@@ -69,6 +76,7 @@ func New(c Config) (*Verifier, error) {
 		regions:              slices.Clone(c.Regions),
 		now:                  c.Now,
 		maxSkew:              c.MaxSkew,
+		maxExpires:           c.MaxExpires,
 		allowQuery:           c.AllowQuery,
 		allowUnsignedPayload: c.AllowUnsignedPayload,
 		normalizePath:        c.NormalizePath,
@@ -80,6 +88,9 @@ func New(c Config) (*Verifier, error) {
 	if v.maxSkew == 0 {
 		v.maxSkew = defaultMaxSkew
 	}
+	if v.maxExpires == 0 {
+		v.maxExpires = defaultMaxExpires
+	}
 	if c.MaxSigningKeys == 0 {
 		c.MaxSigningKeys = defaultMaxSigningKeys
 	}
@@ -90,6 +101,8 @@ func New(c Config) (*Verifier, error) {
 		return nil, errors.New("sigv4: no region, or an empty one")
 	case c.MaxSkew < 0 || c.MaxSkew > time.Hour:
 		return nil, fmt.Errorf("sigv4: MaxSkew %s is not between 0 and 1 h", c.MaxSkew)
+	case c.MaxExpires < 0 || c.MaxExpires > maxExpiresSeconds*time.Second:
+		return nil, fmt.Errorf("sigv4: MaxExpires %s is not between 0 and 7 days", c.MaxExpires)
 	case c.MaxSigningKeys < 0:
 		return nil, errors.New("sigv4: negative MaxSigningKeys")
 	}
@@ -162,11 +175,16 @@ func (v *Verifier) Verify(r *http.Request, service string, body Payload) (Verifi
 	}
 	toSign := stringToSign(p, canonical)
 
+	forgotten := v.keys.forgotten.Load() // before the look-up: see put
 	key, refusal, err := v.lookUp(r.Context(), p)
 	if err != nil {
 		return Verified{}, err
 	}
-	match, err := v.match(r.Context(), key, p, toSign, refusal != nil)
+	id := cacheID{accessKeyID: p.accessKeyID, version: key.Version(), scope: p.scope}
+	if refusal != nil {
+		id.accessKeyID = "" // no access key has this id
+	}
+	match, err := v.match(r.Context(), key, id, forgotten, p, toSign)
 	switch {
 	case err != nil:
 		return Verified{}, err
@@ -224,7 +242,7 @@ func (v *Verifier) check(r *http.Request, service string, now time.Time) (p *par
 	if refusal = v.checkScope(p, service); refusal != nil {
 		return nil, "", "", refusal
 	}
-	v.keys.expire(now.Add(-v.maxSkew))
+	v.keys.expire(v.earliest(now))
 	return p, path, normal, nil
 }
 
@@ -244,7 +262,7 @@ func (v *Verifier) checkTime(p *params, now time.Time) *Error {
 	now = now.UTC()
 	window := v.maxSkew
 	if p.expires > 0 {
-		window = p.expires
+		window = min(p.expires, v.maxExpires)
 	}
 	if earliest := now.Add(-window); p.at.Before(earliest) {
 		return refuse(Expired, fmt.Sprintf("Signature expired: %s is now earlier than %s (%s - %s)",
@@ -255,6 +273,15 @@ func (v *Verifier) checkTime(p *params, now time.Time) *Error {
 			p.date, latest.Format(dateLayout), now.Format(dateLayout), minutes(v.maxSkew)))
 	}
 	return nil
+}
+
+// earliest is the earliest date that any request may have: nobody can ask for a
+// signing key of a day before.
+func (v *Verifier) earliest(now time.Time) time.Time {
+	if v.allowQuery {
+		return now.Add(-max(v.maxSkew, v.maxExpires))
+	}
+	return now.Add(-v.maxSkew)
 }
 
 // minutes writes a time as AWS does: "5 min.".
@@ -324,11 +351,7 @@ func (v *Verifier) lookUp(ctx context.Context, p *params) (Key, *Error, error) {
 }
 
 // match computes the signature and compares it in constant time.
-func (v *Verifier) match(ctx context.Context, key Key, p *params, toSign []byte, unknown bool) (bool, error) {
-	id := cacheID{accessKeyID: p.accessKeyID, version: key.Version(), scope: p.scope}
-	if unknown {
-		id.accessKeyID = "" // no access key has this id
-	}
+func (v *Verifier) match(ctx context.Context, key Key, id cacheID, forgotten uint64, p *params, toSign []byte) (bool, error) {
 	var signing SigningKey
 	defer func() { clear(signing[:]) }()
 	if !v.keys.get(id, &signing) {
@@ -336,13 +359,12 @@ func (v *Verifier) match(ctx context.Context, key Key, p *params, toSign []byte,
 		if signing, err = key.SigningKey(ctx, p.scope); err != nil {
 			return false, fmt.Errorf("derive a signing key: %w", err)
 		}
-		v.keys.put(id, &signing)
+		v.keys.put(id, &signing, forgotten)
 	}
-	mac := hmac.New(sha256.New, signing[:])
-	mac.Write(toSign)
-	var want [sha256.Size]byte
-	mac.Sum(want[:0])
-	return hmac.Equal(want[:], p.signature[:]) && !p.badSignature, nil
+	room := takeRoom()
+	defer room.leave()
+	room.sum(signing[:], toSign)
+	return hmac.Equal(room.out[:], p.signature[:]) && !p.badSignature, nil
 }
 
 // Forget drops the signing keys of an access key: its secret has changed, or the
@@ -356,7 +378,7 @@ func (v *Verifier) ForgetAll() { v.keys.forget(func(string) bool { return true }
 
 // Expire drops the signing keys of days that are over. Verify does so too; a
 // service that gets no requests may want it.
-func (v *Verifier) Expire() { v.keys.expire(v.now().Add(-v.maxSkew)) }
+func (v *Verifier) Expire() { v.keys.expire(v.earliest(v.now())) }
 
 // Format keeps cached keys out of all verbs of package fmt.
 func (v Verifier) Format(f fmt.State, _ rune) {

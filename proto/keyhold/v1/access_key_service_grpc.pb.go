@@ -35,8 +35,8 @@ const (
 // with which the principals of the configuration sign requests. Names are those of
 // AWS IAM's operations.
 //
-// Callers see and change keys of principals of their own account only. A key of
-// another account is answered as one that does not exist.
+// Callers see and change their own keys, and the root of an account those of all
+// its principals. A key of another account is answered as one that does not exist.
 type AccessKeyServiceClient interface {
 	// CreateAccessKey makes an access key for a principal and returns its secret,
 	// this once. A principal has at most two, active or not, so that one can
@@ -135,8 +135,8 @@ func (c *accessKeyServiceClient) GetCallerIdentity(ctx context.Context, in *GetC
 // with which the principals of the configuration sign requests. Names are those of
 // AWS IAM's operations.
 //
-// Callers see and change keys of principals of their own account only. A key of
-// another account is answered as one that does not exist.
+// Callers see and change their own keys, and the root of an account those of all
+// its principals. A key of another account is answered as one that does not exist.
 type AccessKeyServiceServer interface {
 	// CreateAccessKey makes an access key for a principal and returns its secret,
 	// this once. A principal has at most two, active or not, so that one can

@@ -4,7 +4,10 @@
 //
 // A secret is opened in the token when a signing key must be derived, which is once
 // a day, region and service for each key, and wiped at once. In between memory
-// holds the derived keys alone, each good for a day, a region and a service.
+// holds the derived keys alone, each good for a day, a region and a service. Whoever
+// knows the id of a key can cause that, and no more than that: neither requests
+// with a wrong signature nor secrets that do not open make the token work again and
+// again.
 //
 // A door uses it so:
 //
@@ -24,32 +27,24 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
-	"time"
-
-	"golang.org/x/sync/singleflight"
 
 	"github.com/keyhold/keyhold/server/identity"
 	"github.com/keyhold/keyhold/server/sigv4"
 )
 
-// deriveTimeout bounds one derivation, which goes on when a request that waits for
-// it is cancelled: others wait for the same.
-const deriveTimeout = 30 * time.Second
-
 // AccessKeys are identity.AccessKeys as sigv4.Credentials. All methods may be
 // called concurrently.
 type AccessKeys struct {
-	keys *identity.AccessKeys
-	// flight has one derivation at a time for each key and scope: at midnight all
-	// clients come at once.
-	flight singleflight.Group
+	keys        *identity.AccessKeys
+	derivations *derivations
 }
 
 var _ sigv4.Credentials = (*AccessKeys)(nil)
 
 // New returns the credentials over keys.
-func New(keys *identity.AccessKeys) *AccessKeys { return &AccessKeys{keys: keys} }
+func New(keys *identity.AccessKeys) *AccessKeys {
+	return &AccessKeys{keys: keys, derivations: newDerivations(keys.Now)}
+}
 
 // Forget makes the verifier drop the signing keys of each access key that is
 // deactivated or deleted, before that is answered. It is not what refuses requests
@@ -99,25 +94,13 @@ func (k *key) Version() uint64 { return k.k.Generation() }
 
 // SigningKey implements sigv4.Key.
 func (k *key) SigningKey(ctx context.Context, scope sigv4.Scope) (sigv4.SigningKey, error) {
-	name := strconv.FormatUint(k.k.Generation(), 10) + "/" + scope.Day + "/" + scope.Region + "/" + scope.Service
-	detached := context.WithoutCancel(ctx)
-	done := k.c.flight.DoChan(name, func() (any, error) {
-		ctx, cancel := context.WithTimeout(detached, deriveTimeout)
-		defer cancel()
+	return k.c.derivations.do(ctx, flight{generation: k.k.Generation(), scope: scope}, func(ctx context.Context, out *sigv4.SigningKey) error {
 		secret, err := k.c.keys.Open(ctx, k.k)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		defer secret.Wipe()
-		return sigv4.DeriveSigningKey(secret, scope), nil
+		*out = sigv4.DeriveSigningKey(secret, scope)
+		secret.Wipe()
+		return nil
 	})
-	select {
-	case r := <-done:
-		if r.Err != nil {
-			return sigv4.SigningKey{}, r.Err
-		}
-		return r.Val.(sigv4.SigningKey), nil //nolint:forcetypeassert // what the function above returns
-	case <-ctx.Done():
-		return sigv4.SigningKey{}, ctx.Err()
-	}
 }

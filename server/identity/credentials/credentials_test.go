@@ -121,6 +121,7 @@ func TestTokenDown(t *testing.T) {
 		t.Errorf("with the token down: %v", err)
 	}
 	w.home.down.Store(nil)
+	w.advance(time.Second)
 	w.accept(bob, "bob")
 
 	// The same with a token that is really closed.
@@ -142,6 +143,72 @@ func TestTokenDown(t *testing.T) {
 		t.Errorf("with the token closed: %v", err)
 	}
 	w.home.Store = tokenstore.New(shared.token)
+	w.advance(time.Second)
+	w.accept(bob, "bob")
+}
+
+// A stranger knows the id of an access key, not its secret. However they date their
+// requests, the token opens the secret once for each signing key that there is.
+func TestStrangersOpenOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.advance(-7 * time.Hour) // shortly after midnight, so that yesterday is good too
+	stranger := w.create("alice")
+	stranger.Secret = "not the secret"
+	reasons := make(map[sigv4.Reason]int)
+	for range 10 {
+		for _, age := range []time.Duration{0, 10 * time.Minute, 24 * time.Hour, 3 * 24 * time.Hour, 6 * 24 * time.Hour} {
+			r, body := w.presigned(stranger, age, 7*24*time.Hour)
+			_, err := w.verifier.Verify(r, "kms", sigv4.Body(body))
+			var refusal *sigv4.Error
+			if !errors.As(err, &refusal) {
+				t.Fatal(err)
+			}
+			reasons[refusal.Reason]++
+		}
+	}
+	if got := w.home.opened.Load(); got != 2 || reasons[sigv4.SignatureMismatch] != 20 || reasons[sigv4.Expired] != 30 {
+		t.Errorf("the secret was opened %d times, want once for each of two days; %v", got, reasons)
+	}
+}
+
+// What fails, fails for a second for all who ask: the token is not asked again for
+// each request while it is down, nor for a secret that does not open.
+func TestFailuresAreKept(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	alice, bob := w.create("alice"), w.create("bob")
+	there := alice
+	there.Region = otherRegion
+	down := fmt.Errorf("%w: no token", kms.ErrStoreUnavailable)
+	w.home.down.Store(&down)
+	opened := func(what string, want int64, signers ...sign.Signer) {
+		t.Helper()
+		before := w.home.opened.Load()
+		for range 20 {
+			for _, s := range signers {
+				if _, err := w.try(s, false); !errors.Is(err, kms.ErrStoreUnavailable) {
+					t.Fatalf("%s: %v", what, err)
+				}
+			}
+		}
+		if got := w.home.opened.Load() - before; got != want {
+			t.Errorf("%s: the token was asked %d times, want %d", what, got, want)
+		}
+	}
+	opened("at first", 1, alice, there)
+	opened("another key", 1, alice, bob)
+	w.advance(time.Second - time.Nanosecond)
+	opened("within a second", 0, alice, there, bob)
+	w.advance(time.Nanosecond)
+	opened("a second later", 2, alice, there, bob)
+	w.advance(-time.Hour)
+	opened("with a clock that was set back", 2, alice, there, bob)
+	w.home.down.Store(nil)
+	w.setActive(alice, false)
+	w.setActive(alice, true) // another state: nothing is known of it
+	w.accept(alice, "alice")
+	w.advance(time.Second)
 	w.accept(bob, "bob")
 }
 

@@ -221,6 +221,16 @@ func (w *world) request(s sign.Signer, presigned bool) (*http.Request, []byte) {
 	return in, body
 }
 
+// presigned makes a presigned request of some age.
+func (w *world) presigned(s sign.Signer, age, valid time.Duration) (*http.Request, []byte) {
+	body := []byte("{}")
+	out := &http.Request{Method: http.MethodPost, URL: &url.URL{Scheme: "http", Host: "127.0.0.1:8080", Path: "/"}, Header: http.Header{}}
+	s.Presign(out, body, w.clock().Add(-age), valid)
+	in := httptest.NewRequest(http.MethodPost, out.URL.RequestURI(), bytes.NewReader(body))
+	in.Host, in.Header = out.URL.Host, out.Header
+	return in, body
+}
+
 // try verifies a request and finds whose it is.
 func (w *world) try(s sign.Signer, presigned bool) (*identity.Principal, error) {
 	r, body := w.request(s, presigned)
