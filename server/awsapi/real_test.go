@@ -258,6 +258,14 @@ func TestRealCore(t *testing.T) {
 			t.Errorf("when no signing key can be derived: %d %s", a.status, a.body)
 		}
 	})
+	// A derivation that failed is not tried again for a second.
+	back := time.Now().Add(30 * time.Second)
+	for i.call("DescribeKey", fmt.Sprintf(`{"KeyId":%q}`, arn)).status != http.StatusOK {
+		if time.Now().After(back) {
+			t.Fatal("no request is served although the token is back")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 	if _, out := i.okay("Decrypt", decrypt); out["Plaintext"] != plaintext {
 		t.Errorf("when the token is back: %v", out)
 	}
