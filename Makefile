@@ -112,6 +112,7 @@ check-modules:
 	@$(GO) mod tidy -diff
 	@cd tools && $(GO) mod tidy -diff
 	@cd interop && $(GO) mod tidy -diff
+	@cd interop/sops && $(GO) mod tidy -diff
 	@$(GO) mod verify
 
 check-generated: generate

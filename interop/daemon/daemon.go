@@ -34,11 +34,12 @@ type Daemon struct {
 	// CA is the file of the authority that the doors' certificates are from.
 	CA string
 
-	dir     string // removed by Stop
-	program string
-	cmd     *exec.Cmd
-	log     lockedBuffer
-	exited  chan error
+	dir      string   // removed by Stop
+	settings []string // of dev.env, without endpoints
+	program  string
+	cmd      *exec.Cmd
+	log      lockedBuffer
+	exited   chan error
 }
 
 // Start runs `keyholdd dev` until Stop, in a folder of its own, on free ports of
@@ -80,7 +81,8 @@ func (d *Daemon) start(ctx context.Context) error {
 		return err
 	}
 	for line := range strings.Lines(string(settings)) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		line = strings.TrimSpace(line)
+		name, value, _ := strings.Cut(line, "=")
 		switch name {
 		case "AWS_ENDPOINT_URL":
 			d.Endpoint = value
@@ -89,6 +91,12 @@ func (d *Daemon) start(ctx context.Context) error {
 		case "AWS_SECRET_ACCESS_KEY":
 			d.SecretAccessKey = value
 		}
+		if strings.HasPrefix(name, "AWS_") && !strings.HasPrefix(name, "AWS_ENDPOINT_URL") {
+			d.settings = append(d.settings, line)
+		}
+	}
+	if d.Endpoint == "" || d.AccessKeyID == "" || d.SecretAccessKey == "" {
+		return errors.New("dev.env has no endpoint or no access key")
 	}
 	return nil
 }
@@ -166,14 +174,13 @@ func serving(command, line string) (endpoint string, ok bool) {
 	return "https://" + address, ok
 }
 
-// Env are the variables that give a client endpoint, region and credentials, and
-// keep the developer's own AWS settings and the cloud's metadata service out.
+// Env is what dev.env says to clients of the AWS door, and what keeps the
+// developer's own AWS settings and the cloud's metadata service out.
 func (d *Daemon) Env() []string {
-	return []string{
-		"AWS_ENDPOINT_URL=" + d.Endpoint, "AWS_REGION=" + Region, "AWS_DEFAULT_REGION=" + Region,
-		"AWS_ACCESS_KEY_ID=" + d.AccessKeyID, "AWS_SECRET_ACCESS_KEY=" + d.SecretAccessKey,
+	return append([]string{
+		"AWS_ENDPOINT_URL=" + d.Endpoint, "AWS_ENDPOINT_URL_KMS=" + d.Endpoint,
 		"AWS_CONFIG_FILE=/nonexistent", "AWS_SHARED_CREDENTIALS_FILE=/nonexistent", "AWS_EC2_METADATA_DISABLED=true", "AWS_PAGER=",
-	}
+	}, d.settings...)
 }
 
 // Environ is this process's environment without its AWS and Keyhold settings, and
