@@ -183,10 +183,6 @@ func (d *Daemon) Env() []string {
 	}, d.settings...)
 }
 
-// Environ is this process's environment without its AWS and Keyhold settings, and
-// with Env.
-func (d *Daemon) Environ() []string { return append(cleanEnv(), d.Env()...) }
-
 // cleanEnv is the environment without the developer's own settings.
 func cleanEnv() []string {
 	var env []string

@@ -51,7 +51,7 @@ func recipes(t *testing.T) []recipe {
 }
 
 // TestPage runs the page from top to bottom. What is Go stands, letter by letter,
-// in a test of interop/goclients.
+// in a test below interop.
 func TestPage(t *testing.T) {
 	goTests := goSources(t)
 	sections := map[string]bool{}
@@ -64,7 +64,7 @@ func TestPage(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			if r.language == "go" {
 				if !strings.Contains(goTests, withoutIndent(r.text)) {
-					t.Errorf("no test in interop/goclients has\n%s", r.text)
+					t.Errorf("no test below interop has\n%s", r.text)
 				}
 				return
 			}
@@ -72,11 +72,11 @@ func TestPage(t *testing.T) {
 			if !ok {
 				t.Fatalf("a block of %q: nothing runs it", r.language)
 			}
-			need(t, run[0])
+			running.Need(t, run[0])
 			if strings.Contains(r.text, "aws ") && r.language == "sh" {
-				need(t, "aws")
+				running.Need(t, "aws")
 			}
-			got := script(t, r.text, run...)
+			got := running.Script(t, r.text, run...)
 			if r.output != "" && !matches(r.output, got) {
 				t.Errorf("\n%s\nprinted\n%s\nwant\n%s", r.text, got, r.output)
 			}
@@ -89,12 +89,12 @@ func matches(pattern, got string) bool {
 	return regexp.MustCompile("^" + p + "$").MatchString(got)
 }
 
-// goSources are the tests of interop/goclients.
+// goSources are all tests below interop.
 func goSources(t *testing.T) string {
 	t.Helper()
-	files, err := filepath.Glob("../goclients/*_test.go")
+	files, err := filepath.Glob("../*/*_test.go")
 	if err != nil || len(files) == 0 {
-		t.Fatalf("no tests in interop/goclients: %v", err)
+		t.Fatalf("no tests below interop: %v", err)
 	}
 	var all strings.Builder
 	for _, f := range files {
