@@ -77,3 +77,19 @@ status 25…
 		t.Error("no AWS CLI was run")
 	}
 }
+
+// TestSOPS runs testdata/sops.sh.
+func TestSOPS(t *testing.T) {
+	t.Parallel()
+	running.Need(t, "sops", "aws", "jq")
+	const want = `hunter2
+InvalidCiphertextException
+hunter2
+DisabledException
+hunter2
+same
+`
+	if got := running.Script(t, file(t, "sops.sh"), "bash", "-euo", "pipefail", "-s"); got != want {
+		t.Errorf("printed\n%s\nwant\n%s", got, want)
+	}
+}
