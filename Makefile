@@ -55,9 +55,9 @@ test: tools-installed ## run all tests
 	CGO_ENABLED=1 $(GO) test $(PKGS)
 
 # A module of its own: its dependencies, the clients, are not Keyhold's.
-interop: ## run the tests against other people's clients, which interop/install.sh installs
+interop: tools-installed build ## run the tests against other people's clients, which interop/install.sh installs
 	@interop/install.sh
-	cd interop && $(GO) test -count=1 ./...
+	cd interop && KEYHOLDD=$(CURDIR)/$(BIN)/keyholdd $(GO) test -count=1 ./...
 
 build: ## build bin/keyholdd (needs cgo) and bin/keyhold (pure Go)
 	CGO_ENABLED=1 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/keyholdd ./cmd/keyholdd
@@ -112,6 +112,7 @@ check-modules:
 	@$(GO) mod tidy -diff
 	@cd tools && $(GO) mod tidy -diff
 	@cd interop && $(GO) mod tidy -diff
+	@cd interop/sops && $(GO) mod tidy -diff
 	@$(GO) mod verify
 
 check-generated: generate

@@ -21,13 +21,15 @@ const stsVersion = "2011-06-15"
 const formType = "application/x-www-form-urlencoded"
 
 // isQuery tells whether a request is of the query protocol. What names a target is
-// not: curl says of every body that it is a form.
+// not: curl says of every body that it is a form. What botocore presigns, unless
+// told otherwise, is a POST with all in the URL, whose sender names no type.
 func isQuery(r *http.Request) bool {
 	if r.Header.Get("X-Amz-Target") != "" {
 		return false
 	}
 	kind, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
-	return strings.EqualFold(strings.TrimSpace(kind), formType) || r.Method == http.MethodGet && strings.Contains(r.URL.RawQuery, "Action=")
+	return strings.EqualFold(strings.TrimSpace(kind), formType) ||
+		(r.Method == http.MethodGet || r.Method == http.MethodPost) && strings.Contains(r.URL.RawQuery, "Action=")
 }
 
 type callerIdentity struct {
