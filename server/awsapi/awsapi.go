@@ -36,6 +36,9 @@ const (
 	// bodyRoomBytes bounds the bodies that are in memory at once. Whoever knows the
 	// id of an access key can send bodies: the signature covers them.
 	bodyRoomBytes = 64 << 20
+	// maxRoomWait is how long a request waits for room, before it is told to come
+	// again, which the SDKs do.
+	maxRoomWait = 5 * time.Second
 	// maxHeaderBytes bounds a request's header. A session token has up to 8 KiB.
 	maxHeaderBytes = 32 << 10
 	// maxStreams bounds the requests under way on one HTTP/2 connection.
@@ -102,6 +105,7 @@ type Server struct {
 	http       *http.Server
 	operations map[string]*operation // by X-Amz-Target
 	room       *semaphore.Weighted   // of bodyRoomBytes
+	roomWait   time.Duration
 	codec      codec
 	underWay   atomic.Int64 // requests
 	// strangers and faults bound what is logged of callers that nobody knows and
@@ -119,7 +123,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		cfg: cfg, operations: operations, room: semaphore.NewWeighted(bodyRoomBytes),
+		cfg: cfg, operations: operations, room: semaphore.NewWeighted(bodyRoomBytes), roomWait: maxRoomWait,
 		codec: newCodec(), strangers: door.NewSparingLog(cfg.Logger), faults: door.NewSparingLog(cfg.Logger),
 	}
 	s.http = &http.Server{

@@ -1,6 +1,7 @@
 package awsapi
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net/http"
@@ -11,8 +12,8 @@ const firstBodyBytes = 4 << 10
 
 var errTooLarge = errors.New("the body is too large")
 
-// read reads the body, as far as there is room for it. leave must be called.
-func (s *Server) read(r *http.Request) (body []byte, leave func(), fault *failure) {
+// read reads the body, when there is room for it. leave must be called.
+func (s *Server) read(ctx context.Context, r *http.Request) (body []byte, leave func(), fault *failure) {
 	n := r.ContentLength
 	if n > maxBodyBytes {
 		return nil, func() {}, requestTooLarge()
@@ -21,7 +22,9 @@ func (s *Server) read(r *http.Request) (body []byte, leave func(), fault *failur
 	if n < 0 {
 		room = maxBodyBytes
 	}
-	if s.room.Acquire(r.Context(), room) != nil {
+	ctx, cancel := context.WithTimeout(ctx, s.roomWait)
+	defer cancel()
+	if s.room.Acquire(ctx, room) != nil {
 		return nil, func() {}, &failure{status: http.StatusServiceUnavailable, code: "ServiceUnavailableException", message: "Too many requests are under way."}
 	}
 	body, err := readBody(r.Body, n)

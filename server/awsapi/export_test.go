@@ -21,6 +21,9 @@ func (s *Server) SetTimeouts(header, body time.Duration) {
 	s.http.ReadHeaderTimeout, s.http.ReadTimeout = header, body
 }
 
+// SetRoomWait makes requests wait less for room. Before Serve.
+func (s *Server) SetRoomWait(d time.Duration) { s.roomWait = d }
+
 // UnderWay is how many requests are.
 func (s *Server) UnderWay() int64 { return s.underWay.Load() }
 

@@ -150,6 +150,8 @@ type served struct {
 	ahead   atomic.Int64 // of the clock, in nanoseconds
 	// header and body are timeouts, where they are not the door's own.
 	header, body time.Duration
+	// room is how long requests wait for room, where it is not the door's own.
+	room time.Duration
 	// stop drains until ctx ends, then cuts. Only the first stop counts.
 	stop func(ctx context.Context)
 }
@@ -227,6 +229,9 @@ func open(t testing.TB, c awsapi.Core, options ...option) *served {
 	}
 	if s.header > 0 {
 		s.SetTimeouts(s.header, s.body)
+	}
+	if s.room > 0 {
+		s.SetRoomWait(s.room)
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -68,7 +68,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail(s.unauthenticated(ctx, r, requestID, service, err))
 		return
 	}
-	body, leave, fault := s.read(r)
+	body, leave, fault := s.read(ctx, r)
 	defer leave()
 	if fault == nil {
 		var caller *identity.Caller

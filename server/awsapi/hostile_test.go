@@ -265,40 +265,6 @@ func TestSlow(t *testing.T) {
 	until(t, "room is given back", func() bool { return !s.RoomTaken() })
 }
 
-// TestRoomIsBounded: bodies beyond the room wait, and are read when there is some.
-func TestRoomIsBounded(t *testing.T) {
-	t.Parallel()
-	s := open(t, willing(), func(cfg *awsapi.Config, _ *served) { cfg.MaxConnections = 512 })
-	body := "{}" + strings.Repeat(" ", awsapi.MaxBodyBytes-2)
-	head := s.head(body, true, fmt.Sprintf("Content-Length: %d", len(body)))
-	var all []*raw
-	for range awsapi.BodyRoomBytes / awsapi.MaxBodyBytes {
-		c := s.dial()
-		c.send(t, head)
-		all = append(all, c)
-	}
-	until(t, "all are under way", func() bool { return s.UnderWay() == int64(len(all)) })
-	late := make(chan answer, 1)
-	go func() { late <- s.call("Encrypt", "{}") }()
-	until(t, "one more is under way", func() bool { return s.UnderWay() == int64(len(all))+1 })
-	select {
-	case a := <-late:
-		t.Fatalf("there was room: %d %s", a.status, a.body)
-	default:
-	}
-	all[0].send(t, body)
-	if status, text := all[0].answer(t); status != http.StatusOK {
-		t.Errorf("%d %s", status, text)
-	}
-	if a := <-late; a.status != http.StatusOK {
-		t.Errorf("the one that waited: %d %s", a.status, a.body)
-	}
-	for _, c := range all[1:] {
-		c.Close()
-	}
-	until(t, "all are gone", func() bool { return s.UnderWay() == 0 && !s.RoomTaken() })
-}
-
 // TestGarbage: 64 clients send it, in the clear and over TLS, and all others are
 // served.
 func TestGarbage(t *testing.T) {
