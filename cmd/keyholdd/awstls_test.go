@@ -1,7 +1,6 @@
 package main
 
 import (
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -36,7 +35,7 @@ func TestAWSDoorOverTLS(t *testing.T) {
 	if err != nil || strings.Count(out, `"door":"aws"`) != 2 || strings.Count(out, `"errors":0`) != 2 {
 		t.Errorf("%s, %v", out, err)
 	}
-	if _, err := exec.LookPath("aws"); err != nil {
+	if !haveAWSCLI(t) {
 		t.Log("the AWS CLI is not installed (apt install awscli): not tried")
 	} else if out, err := s.keyhold(t.Context(), nil, "aws", "--", "kms", "describe-key", "--key-id", "alias/keyhold-bench/SYMMETRIC_DEFAULT-1", "--query", "KeyMetadata.KeyState", "--output", "text"); err != nil || string(out) != "Enabled\n" {
 		t.Errorf("aws kms describe-key: %q, %v", out, err)

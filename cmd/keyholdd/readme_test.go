@@ -45,10 +45,20 @@ func TestREADMESession(t *testing.T) {
 	typeSession(t, readmeSession(t, 0))
 }
 
+// haveAWSCLI tells whether there is an AWS CLI. CI must have one.
+func haveAWSCLI(t *testing.T) bool {
+	t.Helper()
+	_, err := exec.LookPath("aws")
+	if err != nil && os.Getenv("CI") != "" {
+		t.Fatal("CI must have the AWS CLI: run interop/install.sh")
+	}
+	return err == nil
+}
+
 // TestREADMEWithAWSCLI does so with the session that needs the AWS CLI.
 func TestREADMEWithAWSCLI(t *testing.T) {
 	t.Parallel()
-	if _, err := exec.LookPath("aws"); err != nil {
+	if !haveAWSCLI(t) {
 		t.Skip("the AWS CLI is not installed (apt install awscli): the README's session with it is not tried")
 	}
 	aws := readmeSession(t, 1)
