@@ -25,6 +25,7 @@ import (
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 	"github.com/keyhold/keyhold/server"
 	"github.com/keyhold/keyhold/server/backup"
+	"github.com/keyhold/keyhold/server/servertest"
 )
 
 // TestKillDuringBackup ends backups and restores with SIGKILL at random moments:
@@ -116,7 +117,7 @@ func TestKillDuringBackup(t *testing.T) {
 // TestBackupDiskFull: no space leaves no archive, and no half of a restore.
 func TestBackupDiskFull(t *testing.T) {
 	t.Parallel()
-	disk := smallDisk(t, "64k")
+	disk := servertest.SmallDisk(t, "64k")
 	dir := filepath.Join(t.TempDir(), "dev")
 	config, archive := filepath.Join(dir, "keyholdd.yaml"), filepath.Join(t.TempDir(), "backup.tar")
 	d := start(t, dir)

@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -26,6 +25,7 @@ import (
 
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 	"github.com/keyhold/keyhold/server"
+	"github.com/keyhold/keyhold/server/servertest"
 )
 
 // ready asks /readyz.
@@ -307,32 +307,11 @@ func freePorts(t *testing.T, n int) []string {
 	return out
 }
 
-// smallDisk mounts a tmpfs of the size. Mounting needs root on Linux.
-func smallDisk(t *testing.T, size string) string {
-	t.Helper()
-	if runtime.GOOS != "linux" || os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("CI must run this test as root on Linux: it mounts a small tmpfs")
-		}
-		t.Skip("needs root on Linux: it mounts a small tmpfs")
-	}
-	dir := t.TempDir()
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "mode=0700,size="+size, "tmpfs", dir).CombinedOutput(); err != nil {
-		t.Fatalf("mount: %v\n%s", err, out)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("umount", "-l", dir).CombinedOutput(); err != nil {
-			t.Errorf("umount: %v\n%s", err, out)
-		}
-	})
-	return dir
-}
-
 // TestAuditDiskFull: without room for audit records nothing is answered, a
 // key can still be disabled, and all heals when there is room again.
 func TestAuditDiskFull(t *testing.T) {
 	t.Parallel()
-	disk := smallDisk(t, "1m")
+	disk := servertest.SmallDisk(t, "1m")
 	dir := filepath.Join(t.TempDir(), "dev")
 	d := start(t, dir)
 	d.stop(t)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/keyhold/keyhold/client/filecrypt"
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
+	"github.com/keyhold/keyhold/server/servertest"
 )
 
 // newFileDaemon starts a daemon with a key alias/file.
@@ -304,7 +305,7 @@ func TestFileTwoProcesses(t *testing.T) {
 // command and leave nothing behind.
 func TestFileDiskFull(t *testing.T) {
 	t.Parallel()
-	disk := smallDisk(t, "1m")
+	disk := servertest.SmallDisk(t, "1m")
 	d := newFileDaemon(t)
 	dir := t.TempDir()
 	plain, sealed := filepath.Join(dir, "big"), filepath.Join(dir, "big.kh")

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
-	"fmt"
 	"maps"
 	"os"
 	"strings"
@@ -25,19 +24,10 @@ import (
 var running *daemon.Daemon
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		var err error
-		if running, err = daemon.Start(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		code := m.Run()
-		if err := running.Stop(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-		return code
-	}())
+	os.Exit(daemon.Main(m, func(d *daemon.Daemon) error {
+		running = d
+		return nil
+	}))
 }
 
 // bound is the encryption context of every message; the SDKs add their own.

@@ -5,7 +5,6 @@ package goclients_test
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -18,26 +17,7 @@ import (
 	"github.com/keyhold/keyhold/interop/daemon"
 )
 
-func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		d, err := daemon.Start()
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		code := 1
-		if err := setUp(d); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-		} else {
-			code = m.Run()
-		}
-		if err := d.Stop(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-		return code
-	}())
-}
+func TestMain(m *testing.M) { os.Exit(daemon.Main(m, setUp)) }
 
 // setUp gives this process the settings of dev.env, and makes alias/app.
 func setUp(d *daemon.Daemon) error {

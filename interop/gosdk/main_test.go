@@ -5,7 +5,6 @@ package gosdk_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"sync"
 	"testing"
@@ -24,19 +23,10 @@ import (
 var running *daemon.Daemon
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		var err error
-		if running, err = daemon.Start(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		code := m.Run()
-		if err := running.Stop(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-		return code
-	}())
+	os.Exit(daemon.Main(m, func(d *daemon.Daemon) error {
+		running = d
+		return nil
+	}))
 }
 
 // awsConfig is what the SDK makes of the environment of dev.env.

@@ -3,7 +3,6 @@
 package recipes_test
 
 import (
-	"fmt"
 	"os"
 	"testing"
 
@@ -13,17 +12,8 @@ import (
 var running *daemon.Daemon
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		var err error
-		if running, err = daemon.Start(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		code := m.Run()
-		if err := running.Stop(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-		return code
-	}())
+	os.Exit(daemon.Main(m, func(d *daemon.Daemon) error {
+		running = d
+		return nil
+	}))
 }

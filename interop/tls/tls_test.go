@@ -3,7 +3,6 @@
 package tls_test
 
 import (
-	"fmt"
 	"net/http"
 	"os"
 	"strings"
@@ -22,24 +21,10 @@ import (
 var running *daemon.Daemon
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		var err error
-		if running, err = daemon.Start(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		code := 1
-		if err := running.RestartTLS(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-		} else {
-			code = m.Run()
-		}
-		if err := running.Stop(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-		return code
-	}())
+	os.Exit(daemon.Main(m, func(d *daemon.Daemon) error {
+		running = d
+		return d.RestartTLS()
+	}))
 }
 
 // client is the Go SDK's, of the environment.

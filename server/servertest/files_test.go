@@ -2,14 +2,11 @@ package servertest
 
 import (
 	"bytes"
-	"context"
 	"database/sql"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -115,31 +112,10 @@ func damages() []damage {
 	}
 }
 
-// smallDisk mounts a tmpfs. Mounting needs root on Linux.
-func smallDisk(t *testing.T, size string) string {
-	t.Helper()
-	if runtime.GOOS != "linux" || os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("CI must run this test as root on Linux: it mounts a small tmpfs")
-		}
-		t.Skip("needs root on Linux: it mounts a small tmpfs")
-	}
-	dir := t.TempDir()
-	if out, err := exec.CommandContext(t.Context(), "mount", "-t", "tmpfs", "-o", "mode=0700,size="+size, "tmpfs", dir).CombinedOutput(); err != nil {
-		t.Fatalf("mount: %v\n%s", err, out)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.CommandContext(context.Background(), "umount", "-l", dir).CombinedOutput(); err != nil {
-			t.Errorf("umount: %v\n%s", err, out)
-		}
-	})
-	return dir
-}
-
 // TestDisks lets the disks of the journal and of the database fill up under load.
 func TestDisks(t *testing.T) {
 	t.Parallel()
-	audit, data := smallDisk(t, "24m"), smallDisk(t, "3m")
+	audit, data := SmallDisk(t, "24m"), SmallDisk(t, "3m")
 	f := newFixture(t, func(c *server.Config) {
 		c.Audit.Dir, c.Audit.SegmentBytes, c.DataDir = filepath.Join(audit, "audit"), 256<<10, filepath.Join(data, "data")
 	})
