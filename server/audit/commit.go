@@ -110,8 +110,9 @@ func (j *Journal) failQueue(err error) {
 }
 
 // take moves requests from the front of the queue to inflight, as many as go into
-// one commit in this segment, and picks out those that a full disk refuses. Its
-// results are valid until the next call.
+// one commit in this segment, and picks out those that a full disk refuses. It takes
+// none where the next segment is ready and the rest of this one was never written.
+// Its results are valid until the next call.
 func (j *Journal) take() (batch, refused []*request, v verdict) {
 	w := &j.w
 	batch, refused = w.batch[:0], w.refused[:0]

@@ -227,7 +227,7 @@ type Status struct {
 	// included.
 	SegmentLeft int64
 	// SpareReady means that the next segment is preallocated. It need not be while
-	// the current one is less than half full.
+	// less than half is used of what was written of the current one beforehand.
 	SpareReady bool
 	// SpareFailed means that the last attempt to preallocate it failed.
 	SpareFailed bool
