@@ -19,11 +19,11 @@ func SmallDisk(tb testing.TB, size string) string {
 		tb.Skip("needs root on Linux: it mounts a small tmpfs")
 	}
 	dir := tb.TempDir()
-	if out, err := exec.CommandContext(tb.Context(), "mount", "-t", "tmpfs", "-o", "mode=0700,size="+size, "tmpfs", dir).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(tb.Context(), "mount", "-t", "tmpfs", "-o", "mode=0700,size="+size, "tmpfs", dir).CombinedOutput(); err != nil { //nolint:gosec // the test's own words
 		tb.Fatalf("mount: %v\n%s", err, out)
 	}
 	tb.Cleanup(func() {
-		if out, err := exec.CommandContext(context.Background(), "umount", "-l", dir).CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(context.Background(), "umount", "-l", dir).CombinedOutput(); err != nil { //nolint:gosec // a folder of the test's own
 			tb.Errorf("umount: %v\n%s", err, out)
 		}
 	})
