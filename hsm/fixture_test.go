@@ -173,11 +173,28 @@ func check(t testing.TB, err error) {
 // until waits for a condition that must come true.
 func until(t testing.TB, what string, cond func() bool) {
 	t.Helper()
+	eventually(t, what, func() error {
+		if !cond() {
+			return errNotYet
+		}
+		return nil
+	})
+}
+
+var errNotYet = errors.New("not yet")
+
+// eventually waits until a condition has no error any more.
+func eventually(t testing.TB, what string, cond func() error) {
+	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
-	for !cond() {
+	for {
+		err := cond()
+		if err == nil {
+			return
+		}
 		if time.Now().After(deadline) {
 			buf := make([]byte, 1<<20)
-			t.Fatalf("never happened: %s\n%s", what, buf[:runtime.Stack(buf, true)])
+			t.Fatalf("never happened: %s: %v\n%s", what, err, buf[:runtime.Stack(buf, true)])
 		}
 		time.Sleep(time.Millisecond)
 	}
