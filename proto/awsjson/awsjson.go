@@ -32,13 +32,12 @@
 //     something behind the object, text that is not UTF-8 or has half a
 //     surrogate pair, a value of the wrong type, a number out of range or with a
 //     fraction where none may be, bad base64 (padding is required; line ends are
-//     refused; the unused bits of the last character are not looked at), more
-//     than the [Limits] allow. It never panics, and its error holds nothing of
-//     the body.
+//     refused; the unused bits of the last character are not looked at), a name
+//     that is twice in one object, more than the [Limits] allow. It never panics,
+//     and its error holds nothing of the body.
 //   - Members that the schema does not know are ignored, as AWS does; their
 //     syntax is checked. null is as if the member were absent; in a list or a map
-//     it is refused. A member or a map's key that is there twice counts the last
-//     time, alone.
+//     it is refused.
 //   - Whatever the message cannot hold is in [Decoded]: enum values that the
 //     schema does not know, which are violations, not errors, and which members
 //     were there and empty.

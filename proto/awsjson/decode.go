@@ -18,8 +18,8 @@ type Limits struct {
 	// that nobody knows included. Default 32.
 	Depth int
 	// Elements is how many elements all lists and maps together have, and members
-	// that are there again. Default 10,000: an encryption context of 8,192 bytes
-	// has fewer.
+	// that nobody knows. Default 10,000: an encryption context of 8,192 bytes has
+	// fewer.
 	Elements int
 }
 
@@ -204,32 +204,16 @@ func (s *decoding) where() string {
 	return b.String()
 }
 
-// forget drops what was noted of the member at the path, and below: it is
-// there twice, and the second replaces the first.
-func (s *decoding) forget() {
-	at := s.where()
-	below := func(p string) bool { return p == at || strings.HasPrefix(p, at+".") }
-	var unknown []UnknownValue
-	for _, u := range s.out.UnknownValues {
-		if !below(u.Path) {
-			unknown = append(unknown, u)
-		}
-	}
-	var empty []string
-	for _, p := range s.out.Empty {
-		if !below(p) {
-			empty = append(empty, p)
-		}
-	}
-	s.out.UnknownValues, s.out.Empty = unknown, empty
-}
-
 func (s *decoding) enter() error {
 	if s.depth++; s.depth > s.d.limits.Depth {
 		return s.fail("The request is nested too deeply.")
 	}
 	return nil
 }
+
+// twice refuses what has a name that was there before. Readers differ in which of
+// the two they take, and what one of them is asked to allow, another might carry out.
+func (s *decoding) twice() error { return s.fail("A name is there twice in one object.") }
 
 func (s *decoding) count() error {
 	if s.elements++; s.elements > s.d.limits.Elements {
@@ -246,24 +230,17 @@ func (s *decoding) message(m protoreflect.Message) error {
 	if plan.n > len(few) {
 		seen = make([]bool, plan.n)
 	}
+	var strange names
 	return s.object(func(name []byte) error {
 		f := plan.fields[string(name)]
 		if f == nil {
-			return s.skip()
+			return s.skipMember(&strange, name)
 		}
-		if seen[f.index] && f.kind == protoreflect.BytesKind && !f.list && !f.mapped {
-			clear(m.Get(f.desc).Bytes()) // it may be a secret, and nobody would see it again
-		}
-		s.path = append(s.path, step{name: f.path})
 		if seen[f.index] {
-			// Each costs a look at all that was noted.
-			if err := s.count(); err != nil {
-				return err
-			}
-			m.Clear(f.desc)
-			s.forget()
+			return s.twice()
 		}
 		seen[f.index] = true
+		s.path = append(s.path, step{name: f.path})
 		var err error
 		if s.peek() == 'n' {
 			err = s.literal("null") // as if it were absent
@@ -365,7 +342,9 @@ func (s *decoding) mapField(m protoreflect.Message, f *decodeField) error {
 		if err != nil {
 			return err
 		}
-		entries.Set(k, v)
+		if entries.Set(k, v); entries.Len() < n {
+			return s.twice()
+		}
 		return nil
 	})
 	if err == nil && n == 0 {

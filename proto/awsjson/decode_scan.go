@@ -88,11 +88,30 @@ func (s *decoding) collection(end byte, element func() error) error {
 	}
 }
 
+// names are those of an object's members that nobody knows.
+type names map[string]struct{}
+
+// skipMember reads a member that nobody knows, which has a name of its own.
+func (s *decoding) skipMember(seen *names, name []byte) error {
+	if err := s.count(); err != nil {
+		return err
+	}
+	if *seen == nil {
+		*seen = make(names)
+	}
+	if _, ok := (*seen)[string(name)]; ok {
+		return s.twice()
+	}
+	(*seen)[string(name)] = struct{}{}
+	return s.skip()
+}
+
 // skip reads a value that nobody wants.
 func (s *decoding) skip() error {
 	switch s.peek() {
 	case '{':
-		return s.object(func([]byte) error { return s.skip() })
+		var seen names
+		return s.object(func(name []byte) error { return s.skipMember(&seen, name) })
 	case '[':
 		return s.array(s.skip)
 	case '"':

@@ -122,9 +122,6 @@ func TestDecode(t *testing.T) {
 		"white space":              {"\t{\r\n \"KeyId\" : \"k\" ,\n\"DryRun\": true }\n", &keyholdv1.EncryptRequest{KeyId: "k", DryRun: proto.Bool(true)}},
 		"null is absent":           {`{"KeyId":null,"DryRun":null,"GrantTokens":null,"EncryptionContext":null}`, &keyholdv1.EncryptRequest{}},
 		"unknown members":          {`{"X":{"KeyId":["k",{},null,true,-1.5e+3]},"KeyId":"k","keyid":1,"keyId":"l"}`, &keyholdv1.EncryptRequest{KeyId: "k"}},
-		"the last counts":          {`{"KeyId":"a","GrantTokens":["a"],"EncryptionContext":{"a":"1"},"KeyId":"b","GrantTokens":["b"],"EncryptionContext":{"b":"2","b":"3"}}`, &keyholdv1.EncryptRequest{KeyId: "b", GrantTokens: []string{"b"}, EncryptionContext: map[string]string{"b": "3"}}},
-		"the last is null":         {`{"KeyId":"a","KeyId":null}`, &keyholdv1.EncryptRequest{}},
-		"structures are replaced":  {`{"Recipient":{"KeyEncryptionAlgorithm":"RSAES_OAEP_SHA_256"},"Recipient":{"AttestationDocument":"AA=="}}`, &keyholdv1.DecryptRequest{Recipient: &keyholdv1.RecipientInfo{AttestationDocument: []byte{0}}}},
 		"escapes":                  {`{"KeyId":"\"\\\/\b\f\n\r\t\u0041\u00e9\uD83D\uDD11é"}`, &keyholdv1.EncryptRequest{KeyId: "\"\\/\b\f\n\r\tA\u00e9\U0001f511é"}},
 		"escaped names and base64": {`{"\u004beyId":"k","Plaintext":"\/\/\u0038="}`, &keyholdv1.EncryptRequest{KeyId: "k", Plaintext: []byte{0xff, 0xff}}},
 		"present and empty":        {`{"KeyId":"","Marker":""}`, &keyholdv1.ListAliasesRequest{KeyId: proto.String(""), Marker: proto.String("")}},
@@ -169,7 +166,7 @@ func TestDecodeTimestamps(t *testing.T) {
 // What is not the JSON of a request is a SerializationError, which does not
 // repeat it.
 func TestDecodeRefuses(t *testing.T) {
-	dec := awsjson.NewDecoder(awsjson.Limits{Bytes: 4096, Depth: 8, Elements: 5})
+	dec := awsjson.NewDecoder(awsjson.Limits{Bytes: 4096, Depth: 8, Elements: 8})
 	deep := func(n int) string { return strings.Repeat("[", n) + strings.Repeat("]", n) }
 	for body, want := range map[string]string{
 		"":                                 "The request is not a JSON object.",
@@ -210,30 +207,30 @@ func TestDecodeRefuses(t *testing.T) {
 		`{"DryRun":truex}`:                 "The request is not valid JSON.",
 		`{"GrantTokens":"canary"}`:         "STRING_VALUE can not be converted to a list",
 		`{"GrantTokens":[null]}`:           "Null found in a list.",
-		`{"GrantTokens":["1","2","3","4","5","6"]}`:     "The request has too many elements.",
-		`{"EncryptionContext":[]}`:                      "Start of list found where not expected.",
-		`{"EncryptionContext":{"a":1}}`:                 "NUMBER_VALUE can not be converted to a String",
-		`{"EncryptionContext":{"a":null}}`:              "Null found in a map.",
-		`{"EncryptionContext":{"a":{"b":"c"}}}`:         "Start of structure or map found where not expected.",
-		`{"EncryptionAlgorithm":1}`:                     "NUMBER_VALUE can not be converted to a String",
-		`{"Plaintext":"Y2FuYXJ5!"}`:                     "A blob is not valid base64.",
-		`{"Plaintext":"Y2FuYXJ5c"}`:                     "A blob is not valid base64.",
-		`{"Plaintext":"aGk"}`:                           "A blob is not valid base64.",
-		`{"Plaintext":"aGk=\n"}`:                        "A blob is not valid base64.",
-		`{"Plaintext":"aGk=aGk="}`:                      "A blob is not valid base64.",
-		`{"Plaintext":"-_=="}`:                          "A blob is not valid base64.",
-		`{"X":` + deep(8) + `}`:                         "The request is nested too deeply.",
-		`{"X":` + strings.Repeat(`{"a":`, 100):          "The request is nested too deeply.",
-		`{"X":01}`:                                      "The request is not valid JSON.",
-		`{"X":.5}`:                                      "The request is not valid JSON.",
-		`{"X":1.}`:                                      "The request is not valid JSON.",
-		`{"X":1e}`:                                      "The request is not valid JSON.",
-		`{"X":+1}`:                                      "The request is not valid JSON.",
-		`{"X":-}`:                                       "The request is not valid JSON.",
-		`{"X":NaN}`:                                     "The request is not valid JSON.",
-		`{"X":nul}`:                                     "The request is not valid JSON.",
-		`{"X":1 /* */}`:                                 "The request is not valid JSON.",
-		`{"X":"` + strings.Repeat("canary", 700) + `"}`: "The request is larger than 4096 bytes.",
+		`{"GrantTokens":["1","2","3","4","5","6","7","8","9"]}`: "The request has too many elements.",
+		`{"EncryptionContext":[]}`:                              "Start of list found where not expected.",
+		`{"EncryptionContext":{"a":1}}`:                         "NUMBER_VALUE can not be converted to a String",
+		`{"EncryptionContext":{"a":null}}`:                      "Null found in a map.",
+		`{"EncryptionContext":{"a":{"b":"c"}}}`:                 "Start of structure or map found where not expected.",
+		`{"EncryptionAlgorithm":1}`:                             "NUMBER_VALUE can not be converted to a String",
+		`{"Plaintext":"Y2FuYXJ5!"}`:                             "A blob is not valid base64.",
+		`{"Plaintext":"Y2FuYXJ5c"}`:                             "A blob is not valid base64.",
+		`{"Plaintext":"aGk"}`:                                   "A blob is not valid base64.",
+		`{"Plaintext":"aGk=\n"}`:                                "A blob is not valid base64.",
+		`{"Plaintext":"aGk=aGk="}`:                              "A blob is not valid base64.",
+		`{"Plaintext":"-_=="}`:                                  "A blob is not valid base64.",
+		`{"X":` + deep(8) + `}`:                                 "The request is nested too deeply.",
+		`{"X":` + strings.Repeat(`{"a":`, 100):                  "The request is nested too deeply.",
+		`{"X":01}`:                                              "The request is not valid JSON.",
+		`{"X":.5}`:                                              "The request is not valid JSON.",
+		`{"X":1.}`:                                              "The request is not valid JSON.",
+		`{"X":1e}`:                                              "The request is not valid JSON.",
+		`{"X":+1}`:                                              "The request is not valid JSON.",
+		`{"X":-}`:                                               "The request is not valid JSON.",
+		`{"X":NaN}`:                                             "The request is not valid JSON.",
+		`{"X":nul}`:                                             "The request is not valid JSON.",
+		`{"X":1 /* */}`:                                         "The request is not valid JSON.",
+		`{"X":"` + strings.Repeat("canary", 700) + `"}`:         "The request is larger than 4096 bytes.",
 	} {
 		m := &keyholdv1.EncryptRequest{}
 		d, err := dec.Decode([]byte(body), m)
@@ -265,6 +262,53 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 }
 
+// A name is once in each object, however it is written and whatever the object is:
+// two readers of one body must not read two requests.
+func TestDecodeTwice(t *testing.T) {
+	t.Parallel()
+	dec := awsjson.NewDecoder(awsjson.Limits{})
+	for _, tt := range []struct {
+		m    proto.Message
+		body string
+	}{
+		{&keyholdv1.EncryptRequest{}, `{"KeyId":"a","KeyId":"b"}`},
+		{&keyholdv1.EncryptRequest{}, `{"KeyId":"a","KeyId":"a"}`},
+		{&keyholdv1.EncryptRequest{}, `{"KeyId":"a","KeyId":null}`},
+		{&keyholdv1.EncryptRequest{}, `{"KeyId":null,"KeyId":"a"}`},
+		{&keyholdv1.EncryptRequest{}, `{"KeyId":"a","\u004beyId":"b"}`},
+		{&keyholdv1.EncryptRequest{}, `{"Plaintext":"YQ==","Plaintext":"Yg=="}`},
+		{&keyholdv1.EncryptRequest{}, `{"EncryptionAlgorithm":"X","EncryptionAlgorithm":"SYMMETRIC_DEFAULT"}`},
+		{&keyholdv1.EncryptRequest{}, `{"GrantTokens":[],"GrantTokens":["a"]}`},
+		{&keyholdv1.EncryptRequest{}, `{"EncryptionContext":{"a":"1"},"EncryptionContext":{"b":"2"}}`},
+		{&keyholdv1.EncryptRequest{}, `{"EncryptionContext":{"a":"1","b":"2","a":"1"}}`},
+		{&keyholdv1.EncryptRequest{}, `{"EncryptionContext":{"é":"1","\u00e9":"2"}}`},
+		{&keyholdv1.EncryptRequest{}, `{"X":1,"KeyId":"a","X":2}`},
+		{&keyholdv1.EncryptRequest{}, `{"X":{"KeyId":1,"KeyId":2}}`},
+		{&keyholdv1.EncryptRequest{}, `{"X":[{"":1,"":2}]}`},
+		{&keyholdv1.CreateKeyRequest{}, `{"Tags":[{"TagKey":"a"},{"TagKey":"b","TagKey":"c"}]}`},
+		{&keyholdv1.DecryptRequest{}, `{"Recipient":{},"Recipient":{"AttestationDocument":"AA=="}}`},
+	} {
+		_, err := dec.Decode([]byte(tt.body), tt.m)
+		var wrong *awsjson.SerializationError
+		if !errors.As(err, &wrong) || wrong.Reason != "A name is there twice in one object." {
+			t.Errorf("%s: %v", tt.body, err)
+		}
+	}
+	// Names differ in case, and one may be in many objects.
+	for _, body := range []string{`{"KeyId":"a","keyId":"b","KEYID":1,"X":{"KeyId":1,"X":{"X":1}},"EncryptionContext":{"KeyId":"1","keyId":"2"}}`, `{"X":[{"a":1},{"a":1}]}`} {
+		if _, err := dec.Decode([]byte(body), &keyholdv1.EncryptRequest{}); err != nil {
+			t.Errorf("%s: %v", body, err)
+		}
+	}
+	// As many as all elements may be, and one more.
+	for n, ok := range map[int]bool{5: true, 6: false} {
+		body := `{"X":1,"Y":{"a":1,"b":1},"GrantTokens":["1"` + strings.Repeat(`,"1"`, n-5) + `]}`
+		if _, err := awsjson.NewDecoder(awsjson.Limits{Elements: 5}).Decode([]byte(body), &keyholdv1.EncryptRequest{}); (err == nil) != ok {
+			t.Errorf("%d elements: %v", n, err)
+		}
+	}
+}
+
 // What a message cannot hold is told beside it.
 func TestDecoded(t *testing.T) {
 	dec := awsjson.NewDecoder(awsjson.Limits{})
@@ -278,10 +322,7 @@ func TestDecoded(t *testing.T) {
 		{&keyholdv1.EncryptRequest{}, `{"EncryptionAlgorithm":"X\u001b"}`, awsjson.Decoded{UnknownValues: []awsjson.UnknownValue{{Path: "encryptionAlgorithm", Value: "X\x1b", Set: algorithms}}}},
 		{&keyholdv1.EncryptRequest{}, `{"EncryptionAlgorithm":"ENCRYPTION_ALGORITHM_SPEC_UNSPECIFIED"}`, awsjson.Decoded{UnknownValues: []awsjson.UnknownValue{{Path: "encryptionAlgorithm", Value: "ENCRYPTION_ALGORITHM_SPEC_UNSPECIFIED", Set: algorithms}}}},
 		{&keyholdv1.EncryptRequest{}, `{"EncryptionAlgorithm":""}`, awsjson.Decoded{UnknownValues: []awsjson.UnknownValue{{Path: "encryptionAlgorithm", Set: algorithms}}}},
-		{&keyholdv1.EncryptRequest{}, `{"EncryptionAlgorithm":"X","EncryptionAlgorithm":"SYMMETRIC_DEFAULT","KeyId":"","KeyId":"k","GrantTokens":[],"GrantTokens":["x"]}`, awsjson.Decoded{}},
-		{&keyholdv1.EncryptRequest{}, `{"EncryptionAlgorithm":"X","EncryptionAlgorithm":null}`, awsjson.Decoded{}},
 		{&keyholdv1.CreateKeyRequest{}, `{"Tags":[{"TagKey":"a"},{"TagKey":"","TagValue":""}]}`, awsjson.Decoded{Empty: []string{"tags.2.member.tagKey"}}},
-		{&keyholdv1.CreateKeyRequest{}, `{"Tags":[{"TagKey":""}],"Tags":[{"TagKey":"k"}]}`, awsjson.Decoded{}},
 		{&keyholdv1.CreateGrantRequest{}, `{"Operations":["Decrypt","X"],"Constraints":{"EncryptionContextEquals":{}}}`, awsjson.Decoded{
 			Empty:         []string{"constraints.encryptionContextEquals"},
 			UnknownValues: []awsjson.UnknownValue{{Path: "operations", Value: "X", Set: awsjson.EnumNames(keyholdv1.GrantOperation(0).Descriptor()), Element: true}},
@@ -309,7 +350,7 @@ func TestDecodeLargeBodies(t *testing.T) {
 	for name, body := range map[string]string{
 		"brackets":   `{"X":` + strings.Repeat("[", n),
 		"braces":     strings.Repeat(`{"X":`, n/5),
-		"duplicates": `{"KeyId":"","KeySpec":"X"` + strings.Repeat(`,"KeyId":"","Tags":[]`, n/21),
+		"strangers":  `{"":1` + strings.Repeat(`,"a":{"":1}`, n/11),
 		"elements":   `{"GrantTokens":[` + strings.Repeat(`"",`, n/3),
 		"entries":    `{"EncryptionContext":{` + strings.Repeat(`"":"",`, n/6),
 		"structures": `{"Tags":[` + strings.Repeat(`{},`, n/3),
@@ -330,15 +371,13 @@ func TestDecodeLargeBodies(t *testing.T) {
 	}
 }
 
-// Escapes in base64, as PHP writes them, and a member that is there twice.
+// Escapes in base64, as PHP writes them.
 func TestDecodeBlobs(t *testing.T) {
 	t.Parallel()
 	dec := awsjson.NewDecoder(awsjson.Limits{})
 	for body, want := range map[string]string{
-		`{"Plaintext":"\/\/8="}`:                  "\xff\xff",
-		`{"Plaintext":"\u0059Q=="}`:               "a",
-		`{"Plaintext":"YWJj","Plaintext":"ZGVm"}`: "def",
-		`{"Plaintext":"YWJj","Plaintext":null}`:   "",
+		`{"Plaintext":"\/\/8="}`:    "\xff\xff",
+		`{"Plaintext":"\u0059Q=="}`: "a",
 	} {
 		text := []byte(body)
 		var m keyholdv1.EncryptRequest

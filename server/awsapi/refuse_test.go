@@ -183,6 +183,9 @@ func TestNotDecoded(t *testing.T) {
 		"cut in a word":      `{"KeyId":"a","Z":nul`,
 		"a trailing comma":   `{"KeyId":"k",}`,
 		"single quotes":      `{'KeyId':'k'}`,
+		"a member twice":     `{"KeyId":"a","KeyId":"b"}`,
+		"a stranger twice":   `{"KeyId":"a","X":1,"X":2}`,
+		"an entry twice":     `{"KeyId":"a","EncryptionContext":{"a":"1","a":"2"}}`,
 		"wrong type":         `{"KeyId":1}`,
 		"a list for a text":  `{"KeyId":["k"]}`,
 		"a text for a map":   `{"EncryptionContext":"a=b"}`,
@@ -217,7 +220,7 @@ func TestNotDecoded(t *testing.T) {
 	// These are requests.
 	for body, want := range map[string]string{
 		` { "KeyId" : "k" } ` + "\n":                  `{"KeyId":"k"}`,
-		`{"KeyId":"a","KeyId":"b","Plaintext":null}`:  `{"KeyId":"b"}`,
+		`{"KeyId":"b","Plaintext":null,"keyId":"c"}`:  `{"KeyId":"b"}`,
 		`{"Plaintext":"YQ==","Unknown":{"a":[1,{}]}}`: `{"CiphertextBlob":"YQ=="}`,
 	} {
 		if a := s.call("Encrypt", body); a.status != http.StatusOK || string(a.body) != want {
