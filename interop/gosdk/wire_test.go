@@ -45,8 +45,9 @@ func TestCallerIdentity(t *testing.T) {
 	}
 }
 
-// TestPresigned: a request for another to send, with all of it in the URL but
-// the body.
+// TestPresigned: a request for another to send, with all of it in the URL but the
+// body and the target. The SDK's signer moves the target into the URL, unless told
+// otherwise; it must be a header too, with AWS as here.
 func TestPresigned(t *testing.T) {
 	cfg := awsConfig(t)
 	credentials, err := cfg.Credentials.Retrieve(t.Context())
@@ -54,7 +55,7 @@ func TestPresigned(t *testing.T) {
 		t.Fatal(err)
 	}
 	body := `{"NumberOfBytes":8}`
-	sign := func(at time.Time, expires string) (string, http.Header) {
+	sign := func(at time.Time, expires string, hoist bool) (string, http.Header) {
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, running.Endpoint+"/?X-Amz-Expires="+expires, strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
@@ -63,23 +64,34 @@ func TestPresigned(t *testing.T) {
 		r.Header.Set("Content-Type", "application/x-amz-json-1.1")
 		digest := sha256.Sum256([]byte(body))
 		url, headers, err := v4.NewSigner().PresignHTTP(t.Context(), credentials, r, hex.EncodeToString(digest[:]), "kms", cfg.Region, at, func(o *v4.SignerOptions) {
-			o.DisableHeaderHoisting = true // into the query, where no X-Amz-Target is looked for
+			o.DisableHeaderHoisting = !hoist
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return url, headers
 	}
-	url, headers := sign(time.Now(), "60")
-	if status, answer := send(t, http.MethodPost, url, headers, body); status != http.StatusOK || !strings.Contains(answer, `"Plaintext":`) {
-		t.Errorf("%d %s", status, answer)
-	}
-	if status, answer := send(t, http.MethodPost, url, headers, `{"NumberOfBytes":9}`); status != http.StatusBadRequest || !strings.Contains(answer, "InvalidSignatureException") {
-		t.Errorf("another body: %d %s", status, answer)
-	}
-	url, headers = sign(time.Now().Add(-time.Hour), "60")
-	if status, answer := send(t, http.MethodPost, url, headers, body); status != http.StatusBadRequest || !strings.Contains(answer, "InvalidSignatureException") {
-		t.Errorf("expired: %d %s", status, answer)
+	for _, hoist := range []bool{false, true} {
+		url, headers := sign(time.Now(), "60", hoist)
+		if in := strings.Contains(url, "X-Amz-Target="); in != hoist || in == (headers.Get("X-Amz-Target") != "") {
+			t.Errorf("hoisted %t: %s, %v", hoist, url, headers)
+		}
+		headers.Set("X-Amz-Target", "TrentService.GenerateRandom")
+		if status, answer := send(t, http.MethodPost, url, headers, body); status != http.StatusOK || !strings.Contains(answer, `"Plaintext":`) {
+			t.Errorf("hoisted %t: %d %s", hoist, status, answer)
+		}
+		if status, answer := send(t, http.MethodPost, url, headers, `{"NumberOfBytes":9}`); status != http.StatusBadRequest || !strings.Contains(answer, "InvalidSignatureException") {
+			t.Errorf("hoisted %t, another body: %d %s", hoist, status, answer)
+		}
+		headers.Set("X-Amz-Target", "TrentService.CreateKey")
+		if status, answer := send(t, http.MethodPost, url, headers, body); status != http.StatusBadRequest || !strings.Contains(answer, "InvalidSignatureException") {
+			t.Errorf("hoisted %t, another target: %d %s", hoist, status, answer)
+		}
+		url, headers = sign(time.Now().Add(-time.Hour), "60", hoist)
+		headers.Set("X-Amz-Target", "TrentService.GenerateRandom")
+		if status, answer := send(t, http.MethodPost, url, headers, body); status != http.StatusBadRequest || !strings.Contains(answer, "InvalidSignatureException") {
+			t.Errorf("hoisted %t, expired: %d %s", hoist, status, answer)
+		}
 	}
 }
 

@@ -16,7 +16,8 @@
 // query form; never both. host (or :authority, as the XKS specification calls it
 // on HTTP/2) must be signed, and in the header form the date that counts. Every
 // X-Amz-* header of the request must be signed, in both forms: AWS asks signers
-// for it, and X-Amz-Target says which operation a body is for. The body is always
+// for it, and X-Amz-Target says which operation a body is for. In the query form a
+// parameter of the same name and value will do. The body is always
 // covered, by its hash in the canonical request; X-Amz-Content-Sha256 is optional
 // and must agree. UNSIGNED-PAYLOAD needs [Config.AllowUnsignedPayload], streaming
 // signatures are not implemented, and neither is Signature Version 4A.

@@ -89,7 +89,7 @@ func (v *Verifier) parse(r *http.Request, rawQuery string) (*params, *Error) {
 	if refusal != nil {
 		return nil, refusal
 	}
-	if refusal = checkHeaders(r, p.signedHeaders); refusal != nil {
+	if refusal = p.checkHeaders(r); refusal != nil {
 		return nil, refusal
 	}
 	return p, nil
@@ -407,8 +407,8 @@ func single(r *http.Request, name string) (string, *Error) {
 
 // checkHeaders looks at all headers of the request: how many there are, that
 // none is spelt so that a reader might miss it, and that each X-Amz-* header is
-// there once and signed.
-func checkHeaders(r *http.Request, signed []string) *Error {
+// there once and signed, or says what a signed parameter says.
+func (p *params) checkHeaders(r *http.Request) *Error {
 	lines := 0
 	for key, values := range r.Header {
 		if lines += len(values); lines > maxHeaders {
@@ -426,9 +426,23 @@ func checkHeaders(r *http.Request, signed []string) *Error {
 		if len(values) > 1 {
 			return incomplete("The request has more than one " + quote(key) + " header.")
 		}
-		if !slices.Contains(signed, strings.ToLower(key)) {
+		if !slices.Contains(p.signedHeaders, strings.ToLower(key)) && !p.hoisted(key, values[0]) {
 			return refuse(SignatureMismatch, quote(key)+" must be a 'SignedHeader' in the AWS Authorization.")
 		}
 	}
 	return nil
+}
+
+// hoisted tells whether the query of a presigned request has a header's name and
+// value, once. The presigners of the SDKs for Go move X-Amz-* headers there, and
+// who sends the request must still send some of them as headers: X-Amz-Target, which
+// no service looks for anywhere else. The query is signed, and so is what it repeats.
+func (p *params) hoisted(key, value string) bool {
+	n, same := 0, false
+	for _, q := range p.queryParams {
+		if q.name == key {
+			n, same = n+1, decode(q.value) == value
+		}
+	}
+	return p.presigned && n == 1 && same
 }

@@ -277,6 +277,46 @@ func TestQueryRefused(t *testing.T) {
 	}
 }
 
+// TestHoisted: what a signed parameter says, a header may repeat; nothing else.
+func TestHoisted(t *testing.T) {
+	t.Parallel()
+	v := newVerifier(t, testConfig())
+	for _, c := range []struct {
+		name, query, header string
+		ok                  bool
+	}{
+		{"the same", "/?X-Amz-Target=TrentService.Encrypt", "TrentService.Encrypt", true},
+		{"the same, escaped", "/?X-Amz-Target=TrentService%2eEncrypt", "TrentService.Encrypt", true},
+		{"another value", "/?X-Amz-Target=TrentService.Encrypt", "TrentService.Decrypt", false},
+		{"no value", "/?X-Amz-Target=", "TrentService.Decrypt", false},
+		{"a prefix", "/?X-Amz-Target=TrentService.Encrypt", "TrentService", false},
+		{"another case", "/?x-amz-target=TrentService.Encrypt", "TrentService.Encrypt", false},
+		{"another name", "/?X-Amz-Targets=TrentService.Encrypt", "TrentService.Encrypt", false},
+		{"there twice", "/?X-Amz-Target=TrentService.Decrypt&X-Amz-Target=TrentService.Encrypt", "TrentService.Encrypt", false},
+		{"there twice, equal", "/?X-Amz-Target=TrentService.Encrypt&X-Amz-Target=TrentService.Encrypt", "TrentService.Encrypt", false},
+	} {
+		r, body := presigned(t, "POST", c.query, "body")
+		r.Header.Set("X-Amz-Target", c.header)
+		_, err := v.Verify(r, "kms", Body(body))
+		if c.ok && err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if !c.ok {
+			wantRefusal(t, err, SignatureMismatch, "'X-Amz-Target' must be a 'SignedHeader'")
+		}
+	}
+	r, body := presigned(t, "POST", "/?X-Amz-Target=TrentService.Encrypt", "body")
+	r.RequestURI = strings.Replace(r.RequestURI, "TrentService.Encrypt", "TrentService.Decrypt", 1)
+	r.Header.Set("X-Amz-Target", "TrentService.Decrypt")
+	_, err := v.Verify(r, "kms", Body(body))
+	wantRefusal(t, err, SignatureMismatch, "does not match")
+	// In the header form the list alone counts.
+	r, body = signed(t, "POST", "/?X-Amz-Target=TrentService.Encrypt", "body")
+	r.Header.Set("X-Amz-Target", "TrentService.Encrypt")
+	_, err = v.Verify(r, "kms", Body(body))
+	wantRefusal(t, err, SignatureMismatch, "'X-Amz-Target' must be a 'SignedHeader'")
+}
+
 // TestOptionsAreOff: what must be allowed by name is refused without.
 func TestOptionsAreOff(t *testing.T) {
 	t.Parallel()
