@@ -33,8 +33,14 @@ const (
 	// maxBodyBytes is above the largest request that can be valid: a CreateKey with
 	// 8,192 characters of description, 50 tags and a policy of 32 KiB.
 	maxBodyBytes = 256 << 10
-	// bodyRoomBytes bounds the bodies that are in memory at once. Whoever knows the
-	// id of an access key can send bodies: the signature covers them.
+	// smallBodyBytes is more than nearly all requests have: a Decrypt with the longest
+	// ciphertext and encryption context has half.
+	smallBodyBytes = 32 << 10
+	// connRoomBytes bounds the small bodies that are in memory at once of one
+	// connection. No other connection has a part in it: whoever knows the id of an
+	// access key, which is no secret, can send bodies, and be slow about it.
+	connRoomBytes = 256 << 10
+	// bodyRoomBytes bounds all other bodies that are in memory at once.
 	bodyRoomBytes = 64 << 20
 	// maxRoomWait is how long a request waits for room, before it is told to come
 	// again, which the SDKs do.
@@ -104,7 +110,7 @@ type Server struct {
 	cfg        Config
 	http       *http.Server
 	operations map[string]*operation // by X-Amz-Target
-	room       *semaphore.Weighted   // of bodyRoomBytes
+	room       *semaphore.Weighted   // of bodyRoomBytes, for bodies that are not small
 	roomWait   time.Duration
 	codec      codec
 	underWay   atomic.Int64 // requests
@@ -128,7 +134,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.http = &http.Server{
 		Handler: s, TLSConfig: cfg.TLS, ReadHeaderTimeout: readHeaderTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout,
-		IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
+		IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes, ConnContext: withConnRoom,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerConnection: maxBodyBytes, MaxReceiveBufferPerStream: maxBodyBytes, WriteByteTimeout: writeStall,
 		},

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
+
+	"golang.org/x/sync/semaphore"
 )
 
 // firstBodyBytes is the first buffer of a body whose length is not said.
@@ -12,25 +15,41 @@ const firstBodyBytes = 4 << 10
 
 var errTooLarge = errors.New("the body is too large")
 
+// connRoom is the key of a connection's room for small bodies.
+type connRoom struct{}
+
+func withConnRoom(ctx context.Context, _ net.Conn) context.Context {
+	return context.WithValue(ctx, connRoom{}, semaphore.NewWeighted(connRoomBytes))
+}
+
+// roomFor returns where there must be room for a body of n bytes, -1 if it does not
+// say, and how much.
+func (s *Server) roomFor(r *http.Request, n int64) (*semaphore.Weighted, int64) {
+	if n < 0 {
+		return s.room, maxBodyBytes
+	}
+	if own, ok := r.Context().Value(connRoom{}).(*semaphore.Weighted); ok && n <= smallBodyBytes {
+		return own, n
+	}
+	return s.room, n
+}
+
 // read reads the body, when there is room for it. leave must be called.
 func (s *Server) read(ctx context.Context, r *http.Request) (body []byte, leave func(), fault *failure) {
 	n := r.ContentLength
 	if n > maxBodyBytes {
 		return nil, func() {}, requestTooLarge()
 	}
-	room := n
-	if n < 0 {
-		room = maxBodyBytes
-	}
+	room, size := s.roomFor(r, n)
 	ctx, cancel := context.WithTimeout(ctx, s.roomWait)
 	defer cancel()
-	if s.room.Acquire(ctx, room) != nil {
+	if room.Acquire(ctx, size) != nil {
 		return nil, func() {}, &failure{status: http.StatusServiceUnavailable, code: "ServiceUnavailableException", message: "Too many requests are under way."}
 	}
 	body, err := readBody(r.Body, n)
 	leave = func() {
 		clear(body) // there may be a plaintext in it
-		s.room.Release(room)
+		room.Release(size)
 	}
 	switch {
 	case errors.Is(err, errTooLarge):

@@ -11,9 +11,11 @@ import (
 
 // Limits of the door, for tests at their edges.
 const (
-	MaxBodyBytes  = maxBodyBytes
-	BodyRoomBytes = bodyRoomBytes
-	AnswerBytes   = answerBytes
+	MaxBodyBytes   = maxBodyBytes
+	SmallBodyBytes = smallBodyBytes
+	ConnRoomBytes  = connRoomBytes
+	BodyRoomBytes  = bodyRoomBytes
+	AnswerBytes    = answerBytes
 )
 
 // SetTimeouts makes the door less patient. Before Serve.
@@ -27,7 +29,7 @@ func (s *Server) SetRoomWait(d time.Duration) { s.roomWait = d }
 // UnderWay is how many requests are.
 func (s *Server) UnderWay() int64 { return s.underWay.Load() }
 
-// RoomTaken tells whether any room for bodies is in use.
+// RoomTaken tells whether any room for bodies that are not small is in use.
 func (s *Server) RoomTaken() bool {
 	if !s.room.TryAcquire(bodyRoomBytes) {
 		return true
