@@ -265,6 +265,28 @@ func TestSlow(t *testing.T) {
 	until(t, "room is given back", func() bool { return !s.RoomTaken() })
 }
 
+// TestSlowOverHTTP2: the same holds for one of many requests on a connection, and the
+// others go on.
+func TestSlowOverHTTP2(t *testing.T) {
+	t.Parallel()
+	s := open(t, willing(), overTLS("h2"), impatient(10*time.Second, 600*time.Millisecond))
+	r := s.request("Encrypt", "{}")
+	s.signer.Sign(r, []byte("{}"), time.Now())
+	body, w := io.Pipe()
+	defer w.Close()
+	r.Body, r.GetBody = body, nil
+	slow := make(chan answer, 1)
+	go func() { slow <- s.send(r) }()
+	until(t, "it is under way", func() bool { return s.UnderWay() == 1 })
+	if a := s.call("Encrypt", "{}"); a.status != http.StatusOK || a.proto != "HTTP/2.0" {
+		t.Errorf("meanwhile: %d %s %s", a.status, a.proto, a.body)
+	}
+	a := <-slow
+	if code, _ := a.exception(t); a.status != http.StatusBadRequest || code != "RequestTimeoutException" {
+		t.Errorf("a slow body: %d %s", a.status, a.body)
+	}
+}
+
 // TestGarbage: 64 clients send it, in the clear and over TLS, and all others are
 // served.
 func TestGarbage(t *testing.T) {
