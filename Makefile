@@ -38,12 +38,12 @@ BUF = $(GO) run github.com/bufbuild/buf/cmd/buf@v1.75.0
 # BREAKING_BASE=<revision> overrides it.
 BREAKING_BASE ?= $(shell git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null || git rev-parse --verify --quiet origin/main 2>/dev/null)
 
-.PHONY: help dev test interop check build generate fmt lint fuzz bench bench-keys soak clean \
+.PHONY: help dev test interop check build generate fmt lint fuzz bench bench-keys bench-records soak clean \
 	tools-installed check-format check-vet check-lint check-proto \
 	check-breaking check-generated check-modules check-race
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
 tools-installed:
 	@softhsm-config/install.sh
@@ -89,6 +89,9 @@ bench: tools-installed build ## measure on a quiet machine, and write docs/perfo
 
 bench-keys: tools-installed build ## the same for 10,000 keys, start-up and memory (10 minutes)
 	$(GO) run ./internal/benchrun -part keys -turns $(BENCHTIME)
+
+bench-records: tools-installed build ## the same for 100,000 key records (7 minutes)
+	$(GO) run ./internal/benchrun -part records -turns $(BENCHTIME)
 
 soak: tools-installed ## break a daemon under load at random for SOAK (10m), check everything, report
 	CGO_ENABLED=1 SOAK=$(SOAK) SOAK_EVERY=$(SOAK_EVERY) $(GO) test -tags soak -count=1 -timeout 0 -run '^TestSoak$$' -v ./server/servertest

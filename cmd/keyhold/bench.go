@@ -21,7 +21,7 @@ import (
 const (
 	maxBenchWorkers     = 4096
 	maxBenchConnections = 256
-	maxBenchKeys        = 10000
+	maxBenchKeys        = 100000
 	maxBenchBatch       = 100 // the API's
 	// benchRound is how long one operation is measured before it is the next
 	// one's turn.

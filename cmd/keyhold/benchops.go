@@ -52,6 +52,7 @@ func benchOps() []benchOp {
 		{"verify", keyholdv1.CryptographyService_Verify_FullMethodName, signs, p256, true, verifyRequest},
 		{"mac", keyholdv1.CryptographyService_GenerateMac_FullMethodName, macs, keyholdv1.KeySpec_KEY_SPEC_HMAC_256, true, macRequest},
 		{"verify-mac", keyholdv1.CryptographyService_VerifyMac_FullMethodName, macs, keyholdv1.KeySpec_KEY_SPEC_HMAC_256, true, verifyMacRequest},
+		{"describe", keyholdv1.KeyManagementService_DescribeKey_FullMethodName, encrypts, symmetric, false, describeRequest},
 		{"random", keyholdv1.CryptographyService_GenerateRandom_FullMethodName, 0, 0, false, randomRequest},
 	}
 }
@@ -153,6 +154,10 @@ func verifyMacRequest(ctx context.Context, c *client.Client, key *keyholdv1.KeyM
 	algorithm := first(key.GetMacAlgorithms())
 	resp, err := c.Crypto.GenerateMac(ctx, &keyholdv1.GenerateMacRequest{KeyId: key.GetKeyId(), Message: payload, MacAlgorithm: algorithm})
 	return &keyholdv1.VerifyMacRequest{KeyId: key.GetKeyId(), Message: payload, Mac: resp.GetMac(), MacAlgorithm: algorithm}, err
+}
+
+func describeRequest(_ context.Context, _ *client.Client, key *keyholdv1.KeyMetadata, _ []byte) (proto.Message, error) {
+	return &keyholdv1.DescribeKeyRequest{KeyId: key.GetKeyId()}, nil
 }
 
 func randomRequest(_ context.Context, _ *client.Client, _ *keyholdv1.KeyMetadata, payload []byte) (proto.Message, error) {

@@ -66,7 +66,7 @@ func TestBench(t *testing.T) {
 		}
 		return len(resp.GetKeys())
 	}
-	run("ping,encrypt,decrypt,reencrypt,datakey,sign,verify,mac,verify-mac,random", "--keys", "2", "--connections", "2")
+	run("ping,encrypt,decrypt,reencrypt,datakey,sign,verify,mac,verify-mac,describe,random", "--keys", "2", "--connections", "2")
 	made := keys()
 	run("encrypt,decrypt,reencrypt,datakey,sign,verify,mac,verify-mac", "--keys", "2", "--batch", "5")
 	run("encrypt,decrypt,reencrypt,datakey,sign,verify,mac,verify-mac", "--keys", "2", "--coalesce")
@@ -74,7 +74,7 @@ func TestBench(t *testing.T) {
 		t.Errorf("%d keys, then %d; want 6 each time", made, now)
 	}
 	door = "aws"
-	run("ping,encrypt,decrypt,reencrypt,datakey,sign,verify,mac,verify-mac,random", "--keys", "2", "--door", "aws")
+	run("ping,encrypt,decrypt,reencrypt,datakey,sign,verify,mac,verify-mac,describe,random", "--keys", "2", "--door", "aws")
 	if now := keys(); now != made {
 		t.Errorf("%d keys after the AWS door was measured, want %d", now, made)
 	}

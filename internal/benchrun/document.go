@@ -7,21 +7,27 @@ import (
 
 // The parts of the page that are generated, each between its markers.
 const (
-	partOps  = "ops"
-	partKeys = "keys"
+	partOps     = "ops"
+	partKeys    = "keys"
+	partRecords = "records"
 )
+
+func parts() []string { return []string{partOps, partKeys, partRecords} }
 
 // emptyPage is a page without figures.
 const emptyPage = `# Performance
 
-` + "`make bench`" + ` and ` + "`make bench-keys`" + ` write the figures between the markers; the rest is
-written by hand.
+` + "`make bench`" + `, ` + "`make bench-keys`" + ` and ` + "`make bench-records`" + ` write the figures between the
+markers; the rest is written by hand.
 
 <!-- begin ops -->
 <!-- end ops -->
 
 <!-- begin keys -->
 <!-- end keys -->
+
+<!-- begin records -->
+<!-- end records -->
 `
 
 // splice puts text between the markers of a part, in place of what was there,

@@ -8,7 +8,7 @@ import (
 
 // figureKey says of what a figure is.
 type figureKey struct {
-	server      string // synced, written, token; few or many keys
+	server      string // synced, written, token; few or many keys or records
 	op          string
 	concurrency int
 }

@@ -1,5 +1,5 @@
 // Command benchrun measures Keyhold and writes the figures into
-// docs/performance.md: `make bench`, `make bench-keys`. It starts servers of its
+// docs/performance.md: `make bench`, `make bench-keys`, `make bench-records`. It starts servers of its
 // own in a temporary folder, on free ports, and ends them.
 //
 // What is compared takes turns of a second in one run, also between servers, so
@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -33,34 +34,36 @@ func main() {
 
 // settings are the flags.
 type settings struct {
-	part   string
-	bin    string
-	doc    string
-	work   string
-	turns  int
-	turn   time.Duration
-	keys   int
-	ops    int
-	stderr io.Writer
+	part    string
+	bin     string
+	doc     string
+	work    string
+	turns   int
+	turn    time.Duration
+	keys    int
+	records int
+	ops     int
+	stderr  io.Writer
 }
 
 func run(ctx context.Context, args []string, stderr io.Writer) (err error) {
 	s := settings{stderr: stderr}
 	flags := flag.NewFlagSet("benchrun", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	flags.StringVar(&s.part, "part", partOps, "what to measure: ops, or keys (10,000 keys, start-up, memory)")
+	flags.StringVar(&s.part, "part", partOps, "what to measure: ops, keys (10,000 keys, start-up, memory), or records (100,000 key records)")
 	flags.StringVar(&s.bin, "bin", "bin", "folder of keyholdd and keyhold")
 	flags.StringVar(&s.doc, "doc", "docs/performance.md", "page to write the figures into")
 	flags.StringVar(&s.work, "work", "", "folder to work in, on the disk to measure; the system's for temporary files")
 	flags.IntVar(&s.turns, "turns", 8, "how often each operation is measured")
 	flags.DurationVar(&s.turn, "turn", time.Second, "for how long each time")
 	flags.IntVar(&s.keys, "keys", 10000, "how many keys are many, for -part keys")
+	flags.IntVar(&s.records, "records", 100_000, "how many key records are many, for -part records")
 	flags.IntVar(&s.ops, "operations", 1_000_000, "how many operations must leave the heap flat, for -part keys")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	if flags.NArg() > 0 || s.turns < 1 || s.turn <= 0 || s.keys < 20 || s.ops < 1000 || s.part != partOps && s.part != partKeys {
-		return fmt.Errorf("-part is ops or keys, -turns at least 1, -turn above zero, -keys at least 20, -operations at least 1000, and there are no arguments")
+	if flags.NArg() > 0 || s.turns < 1 || s.turn <= 0 || s.keys < 20 || s.records < 20 || s.ops < 1000 || !slices.Contains(parts(), s.part) {
+		return fmt.Errorf("-part is ops, keys or records, -turns at least 1, -turn above zero, -keys and -records at least 20, -operations at least 1000, and there are no arguments")
 	}
 	// Before the minutes that the measurement takes.
 	if _, err := splice(readOrNew(s.doc), s.part, ""); err != nil {
@@ -78,8 +81,10 @@ func run(ctx context.Context, args []string, stderr io.Writer) (err error) {
 	switch s.part {
 	case partOps:
 		text, err = s.measureOps(ctx, m)
-	default:
+	case partKeys:
 		text, err = s.measureKeys(ctx, m)
+	default:
+		text, err = s.measureRecords(ctx, m)
 	}
 	if err != nil {
 		return err

@@ -24,11 +24,11 @@ func build(t *testing.T) string {
 	return dir
 }
 
-// Both parts, from end to end but short, write what they must and leave nothing
+// All parts, from end to end but short, write what they must and leave nothing
 // behind.
 func TestRun(t *testing.T) {
 	bin, doc, work := build(t), filepath.Join(t.TempDir(), "performance.md"), t.TempDir()
-	for _, args := range [][]string{{"-part", "ops"}, {"-part", "keys", "-keys", "20", "-operations", "1000"}} {
+	for _, args := range [][]string{{"-part", "ops"}, {"-part", "keys", "-keys", "20", "-operations", "1000"}, {"-part", "records", "-records", "120"}} {
 		var stderr bytes.Buffer
 		args = append(args, "-bin", bin, "-doc", doc, "-work", work, "-turns", "1", "-turn", "50ms")
 		if err := run(t.Context(), args, &stderr); err != nil {
@@ -45,7 +45,7 @@ func TestRun(t *testing.T) {
 			t.Errorf("the page has %q in it", not)
 		}
 	}
-	for _, want := range []string{"written by hand", "### Goals", "| written | encrypt | 64 |", "| fdatasync | 1 |", "start-up with 20 keys", "encrypt, all of 20 keys in turn"} {
+	for _, want := range []string{"written by hand", "### Goals", "| written | encrypt | 64 |", "| fdatasync | 1 |", "start-up with 20 keys", "encrypt, all of 20 keys in turn", "ListAliases, all 120 in 2 pages", "| DescribeKey through the AWS door, 120 records | 16 |"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the page has no %q in it", want)
 		}
@@ -71,6 +71,7 @@ func TestRunRefuses(t *testing.T) {
 		{"-turns", "0"},
 		{"-turn", "0s"},
 		{"-part", "keys", "-keys", "19"},
+		{"-part", "records", "-records", "19"},
 		{"argument"},
 	} {
 		if err := run(t.Context(), append(args, "-bin", "/nonexistent"), new(bytes.Buffer)); err == nil || errors.Is(err, os.ErrNotExist) {
