@@ -11,9 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
-	"google.golang.org/protobuf/proto"
-
 	"github.com/keyhold/keyhold/client"
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 	"github.com/keyhold/keyhold/server/kms"
@@ -30,7 +27,7 @@ const (
 	firstUses = 1500
 	// recordStarts is how often a start is measured.
 	recordStarts = 3
-	listPage     = 100
+	listPage     = int32(100)
 )
 
 // recordsData is what -part records measures.
@@ -124,7 +121,7 @@ func addRecords(ctx context.Context, dir string, n int) (err error) {
 	}
 	for i := len(all.Keys); i < n; i++ {
 		r := all.Keys[i%len(all.Keys)].Clone()
-		r.ID, r.Revision = kms.KeyID(uuid.NewString()), 0
+		r.ID, r.Revision = kms.KeyID(fmt.Sprintf("00000000-0000-4000-8000-%012d", i)), 0
 		if _, err := rand.Read(r.Versions[0].Ref[:]); err != nil {
 			return err
 		}
@@ -165,15 +162,16 @@ func (d *daemon) walk(ctx context.Context) (keys, names listing, err error) {
 		return keys, names, err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
+	limit := listPage
 	err = keys.walk(func(marker *string) (int, string, error) {
-		page, err := c.Keys.ListKeys(ctx, &keyholdv1.ListKeysRequest{Limit: proto.Int32(listPage), Marker: marker})
+		page, err := c.Keys.ListKeys(ctx, &keyholdv1.ListKeysRequest{Limit: &limit, Marker: marker})
 		return len(page.GetKeys()), page.GetNextMarker(), err
 	})
 	if err != nil {
 		return keys, names, err
 	}
 	err = names.walk(func(marker *string) (int, string, error) {
-		page, err := c.Keys.ListAliases(ctx, &keyholdv1.ListAliasesRequest{Limit: proto.Int32(listPage), Marker: marker})
+		page, err := c.Keys.ListAliases(ctx, &keyholdv1.ListAliasesRequest{Limit: &limit, Marker: marker})
 		return len(page.GetAliases()), page.GetNextMarker(), err
 	})
 	return keys, names, err
@@ -218,8 +216,10 @@ func (r recordsData) text(machine string) string {
 	var targets []target
 	var rows []row
 	for _, op := range []struct{ op, name string }{
-		{"encrypt:grpc", "Encrypt"}, {"describe:grpc", "DescribeKey"},
-		{"encrypt:aws", "Encrypt through the AWS door"}, {"describe:aws", "DescribeKey through the AWS door"},
+		{"encrypt:grpc", "Encrypt"},
+		{"describe:grpc", "DescribeKey"},
+		{"encrypt:aws", "Encrypt through the AWS door"},
+		{"describe:aws", "DescribeKey through the AWS door"},
 	} {
 		few, many := key(serverFew, op.op), key(serverMany, op.op)
 		targets = append(targets, r.figures.ratioTarget(fmt.Sprintf("%s of %d key records / of %d, %d callers", op.name, r.records, fewKeys, fewCallers), 1/1.2, many, few))
