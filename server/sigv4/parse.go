@@ -436,11 +436,12 @@ func (p *params) checkHeaders(r *http.Request) *Error {
 // hoisted tells whether the query of a presigned request has a header's name and
 // value, once. The presigners of the SDKs for Go move X-Amz-* headers there, and
 // who sends the request must still send some of them as headers: X-Amz-Target, which
-// no service looks for anywhere else. The query is signed, and so is what it repeats.
+// no service looks for anywhere else. The query is signed, but for the signature, and so
+// is what the header repeats.
 func (p *params) hoisted(key, value string) bool {
 	n, same := 0, false
 	for _, q := range p.queryParams {
-		if q.name == key {
+		if q.name == key && key != querySignature {
 			n, same = n+1, decode(q.value) == value
 		}
 	}

@@ -310,6 +310,15 @@ func TestHoisted(t *testing.T) {
 	r.Header.Set("X-Amz-Target", "TrentService.Decrypt")
 	_, err := v.Verify(r, "kms", Body(body))
 	wantRefusal(t, err, SignatureMismatch, "does not match")
+	// The signature is the one parameter that is not signed.
+	r, body = presigned(t, "POST", "/", "body")
+	signature := r.URL.Query().Get(querySignature)
+	if signature == "" {
+		t.Fatalf("no signature in %s", r.URL)
+	}
+	r.Header.Set(querySignature, signature)
+	_, err = v.Verify(r, "kms", Body(body))
+	wantRefusal(t, err, SignatureMismatch, "'X-Amz-Signature' must be a 'SignedHeader'")
 	// In the header form the list alone counts.
 	r, body = signed(t, "POST", "/?X-Amz-Target=TrentService.Encrypt", "body")
 	r.Header.Set("X-Amz-Target", "TrentService.Encrypt")
