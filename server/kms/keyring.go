@@ -2,6 +2,7 @@ package kms
 
 import (
 	"slices"
+	"sort"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -204,7 +205,7 @@ func (k *keyring) listKeys(account AccountID, region Region, after KeyID, n int)
 	if ix == nil {
 		return nil, false
 	}
-	return page(ix.keyIDs, after, n)
+	return page(ix.keyIDs, n, func(id KeyID) bool { return id > after })
 }
 
 // listAliases returns at most n aliases after the given name, of one key if
@@ -220,7 +221,7 @@ func (k *keyring) listAliases(account AccountID, region Region, id KeyID, after 
 	if id != "" {
 		names = ix.byKey[id]
 	}
-	names, more := page(names, after, n)
+	names, more := page(names, n, func(name string) bool { return name > after })
 	out := make([]*AliasRecord, 0, len(names))
 	for _, name := range names {
 		out = append(out, k.alias(account, region, name))
@@ -288,16 +289,10 @@ func without[T ~string](s []T, v T) []T {
 	return slices.Delete(s, i, i+1)
 }
 
-// page returns at most n elements behind after. The result is a copy.
-func page[T ~string](s []T, after T, n int) ([]T, bool) {
-	i := 0
-	if after != "" {
-		var found bool
-		if i, found = slices.BinarySearch(s, after); found {
-			i++
-		}
-	}
-	s = s[i:]
+// page returns at most n elements of a sorted slice, from the first that is behind
+// the last page, and whether more follow. The result is a copy.
+func page[T any](s []T, n int, behind func(T) bool) ([]T, bool) {
+	s = s[sort.Search(len(s), func(i int) bool { return behind(s[i]) }):]
 	if len(s) > n {
 		return slices.Clone(s[:n]), true
 	}

@@ -42,6 +42,16 @@ func (w *world) listKeys(limit *int32) (ids []string, pages int) {
 
 func (w *world) listAliases(key *string, limit *int32) (names []string, pages int) {
 	w.t.Helper()
+	entries, pages := w.listAliasEntries(key, limit)
+	for _, a := range entries {
+		names = append(names, a.GetAliasName())
+	}
+	return names, pages
+}
+
+// listAliasEntries pages through all aliases.
+func (w *world) listAliasEntries(key *string, limit *int32) (entries []*keyholdv1.AliasListEntry, pages int) {
+	w.t.Helper()
 	req := &keyholdv1.ListAliasesRequest{KeyId: key, Limit: limit}
 	for {
 		resp := do[*keyholdv1.ListAliasesResponse](w, req)
@@ -49,11 +59,9 @@ func (w *world) listAliases(key *string, limit *int32) (names []string, pages in
 		if resp.Truncated == nil || resp.GetTruncated() != (resp.GetNextMarker() != "") {
 			w.t.Fatalf("truncated %v, marker %q", resp.GetTruncated(), resp.GetNextMarker())
 		}
-		for _, a := range resp.GetAliases() {
-			names = append(names, a.GetAliasName())
-		}
+		entries = append(entries, resp.GetAliases()...)
 		if !resp.GetTruncated() {
-			return names, pages
+			return entries, pages
 		}
 		req = &keyholdv1.ListAliasesRequest{KeyId: key, Limit: limit, Marker: ptr(resp.GetNextMarker())}
 	}
