@@ -33,8 +33,7 @@ const (
 // recordsData is what -part records measures.
 type recordsData struct {
 	records     int
-	figures     figures // of serverFew and serverMany; a door's is behind its operations
-	filled      time.Duration
+	figures     figures   // of serverFew and serverMany; a door's is behind its operations
 	starts      []float64 // seconds
 	idle        [2]float64
 	used        float64 // bytes, of the server with many when all were used
@@ -49,8 +48,8 @@ type listing struct {
 }
 
 // measureRecords measures many key records. Their objects are those of a few
-// keys: a token would need hours to make as many, and how many objects are in the
-// token is what -part keys measures.
+// keys: a token takes long to make as many, and how many objects are in the token is
+// what -part keys measures.
 func (s *settings) measureRecords(ctx context.Context, m machine) (text string, err error) {
 	few, many := s.newDaemon("few"), s.newDaemon("many")
 	defer func() { err = errors.Join(err, few.stop(), many.stop()) }()
@@ -67,11 +66,9 @@ func (s *settings) measureRecords(ctx context.Context, m machine) (text string, 
 		return "", err
 	}
 	s.say("writing %d records: some minutes", s.records)
-	began := time.Now()
 	if err := addRecords(ctx, filepath.Join(many.dir, "data"), s.records); err != nil {
 		return "", err
 	}
-	data.filled = time.Since(began)
 	for range recordStarts {
 		if err := errors.Join(many.stop(), many.start(ctx)); err != nil {
 			return "", err
