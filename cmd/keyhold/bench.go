@@ -49,6 +49,7 @@ type benchArgs struct {
 
 	runs []benchRun   // what ops says, when it was checked
 	aws  *awsSettings // of the AWS door, if it is that
+	made benchKeys
 }
 
 // benchRun is an operation that is measured, and how it is sent.
@@ -85,7 +86,7 @@ items: a batch counts its latency as often as it has items that succeeded.
 
 With --door aws the requests go through the AWS door: JSON over HTTP/1.1, signed
 with the access key of the environment or of ./` + devEnvFile + `, as ` + "`keyhold aws`" + `
-takes it, anew each second, which is how exact a signature is. Each sender has a
+takes it, before they are measured and anew after two minutes. Each sender has a
 connection of its own, which is kept, unless --connections says how many they share.
 ping is a signed request for an operation that there is not: it costs what connection
 and signature cost, and writes no audit record. Keys are made over gRPC.
@@ -93,7 +94,8 @@ and signature cost, and writes no audit record. Keys are made over gRPC.
 Where KEYHOLD_ADMIN_URL is set, the CPU time of the whole server process is
 shown, divided by the items that succeeded.
 
-The keys are alias/` + benchAliasPrefix + `SPEC-N. They are made when they are
+Keys are used in no order, all of them in turn; each sender begins elsewhere.
+They are alias/` + benchAliasPrefix + `SPEC-N, are made when they are
 not there, and stay for the next time. --cleanup schedules their deletion.`,
 		Example: `  keyhold bench --op ping,encrypt,decrypt --concurrency 64
   keyhold bench --op sign --spec RSA_2048 --duration 30s --output json
@@ -245,9 +247,11 @@ func (a *app) bench(ctx context.Context, c *client.Client, b *benchArgs) error {
 	loads := make([]*loadOp, len(b.runs))
 	for i := range b.runs {
 		if loads[i], err = a.prepareLoad(ctx, c, l, b, &b.runs[i]); err != nil {
+			b.made.tell(a.stderr)
 			return fmt.Errorf("prepare %s: %w", b.runs[i].label, err)
 		}
 	}
+	b.made.tell(a.stderr)
 	for _, op := range loads {
 		if err := l.probe(ctx, op); err != nil {
 			return fmt.Errorf("%s: %w", op.label, rpcError(err))

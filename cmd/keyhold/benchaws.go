@@ -70,15 +70,17 @@ type awsRequest struct {
 	target string
 	body   []byte
 	ping   bool
-	// bytes is what is sent: signed anew each second, which is how exact the date of
-	// a signature is.
+	// bytes is what is sent: signed anew after resign.
 	bytes atomic.Pointer[awsBytes]
 }
 
 type awsBytes struct {
-	second int64
-	raw    []byte
+	at  time.Time
+	raw []byte
 }
+
+// resign is how long a signature is sent: servers take them for five minutes.
+const resign = 2 * time.Minute
 
 // awsError is an error that the AWS door answered.
 type awsError struct {
@@ -138,10 +140,10 @@ func (l *awsLoad) request(op *benchOp, req proto.Message) *awsRequest {
 	return &awsRequest{target: path.Base(op.method), body: l.encoder.AppendMessage(nil, req)}
 }
 
-// signed returns the bytes of a request, with a signature of this second.
+// signed returns the bytes of a request, with a signature that is young enough.
 func (l *awsLoad) signed(q *awsRequest) []byte {
 	now := time.Now()
-	if b := q.bytes.Load(); b != nil && b.second == now.Unix() {
+	if b := q.bytes.Load(); b != nil && now.Sub(b.at) < resign {
 		return b.raw
 	}
 	r := &http.Request{Method: http.MethodPost, Host: l.host, URL: &url.URL{Path: "/"}, Header: http.Header{
@@ -155,7 +157,7 @@ func (l *awsLoad) signed(q *awsRequest) []byte {
 	_ = r.Header.Write(&b) // to memory
 	b.WriteString("\r\n")
 	b.Write(q.body)
-	q.bytes.Store(&awsBytes{now.Unix(), b.Bytes()})
+	q.bytes.Store(&awsBytes{now, b.Bytes()})
 	return b.Bytes()
 }
 

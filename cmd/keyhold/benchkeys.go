@@ -24,11 +24,12 @@ const benchPreparers = 8
 // benchKeysNamed is how many keys are named one by one.
 const benchKeysNamed = 10
 
-// benchKeys notes which keys were made.
+// benchKeys notes which keys were made, and which are known.
 type benchKeys struct {
 	mu      sync.Mutex
 	n       int
-	aliases []string // the first of them
+	aliases []string // the first of those that were made
+	known   sync.Map // alias -> *keyholdv1.KeyMetadata: operations share their keys
 }
 
 func (k *benchKeys) add(alias string) {
@@ -65,7 +66,7 @@ func (a *app) prepareLoad(ctx context.Context, c *client.Client, l *load, b *ben
 		keys = b.keys
 	}
 	reqs := make([]proto.Message, keys)
-	made := &benchKeys{}
+	made := &b.made
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(benchPreparers)
 	for i := range reqs {
@@ -83,11 +84,11 @@ func (a *app) prepareLoad(ctx context.Context, c *client.Client, l *load, b *ben
 			return nil
 		})
 	}
-	err := group.Wait()
-	made.tell(a.stderr)
-	if err != nil {
+	if err := group.Wait(); err != nil {
 		return nil, err
 	}
+	reqs = scatter(reqs)
+	var err error
 	if op.batch > 1 {
 		load.method = keyholdv1.CryptographyService_Batch_FullMethodName
 		if reqs, err = makeBatches(reqs, op.batch); err != nil {
@@ -102,10 +103,36 @@ func (a *app) prepareLoad(ctx context.Context, c *client.Client, l *load, b *ben
 		load.requests = append(load.requests, mem.BufferSlice{mem.SliceBuffer(raw)})
 		load.messages = append(load.messages, req)
 		if l.aws != nil {
-			load.aws = append(load.aws, l.aws.request(&op.benchOp, req))
+			q := l.aws.request(&op.benchOp, req)
+			l.aws.signed(q) // here, since with many keys it would be measured
+			load.aws = append(load.aws, q)
 		}
 	}
 	return load, nil
+}
+
+// scatter returns the requests so that none is near those that were next to it: keys
+// lie in the server's memory in the order of their making, which callers do not keep.
+// It is the same order each time.
+func scatter[T any](in []T) []T {
+	n := len(in)
+	const golden = 0.6180339887 // of all ratios, the farthest from a fraction: no step comes back near its start soon
+	stride := max(1, int(golden*float64(n)))
+	for gcd(stride, n) != 1 {
+		stride++
+	}
+	out := make([]T, n)
+	for i := range out {
+		out[i] = in[i*stride%n]
+	}
+	return out
+}
+
+func gcd(a, b int) int {
+	for b != 0 {
+		a, b = b, a%b
+	}
+	return a
 }
 
 // makeBatches makes batches of n items: as many as there are requests, each of
@@ -145,6 +172,9 @@ func (a *app) benchKey(ctx context.Context, c *client.Client, op *benchOp, spec 
 		name += "-" + awsjson.EnumName(op.usage)
 	}
 	alias := fmt.Sprintf("alias/%s%s-%d", benchAliasPrefix, name, n)
+	if meta, ok := made.known.Load(alias); ok {
+		return meta.(*keyholdv1.KeyMetadata), nil //nolint:forcetypeassert // the only type stored
+	}
 	resp, err := c.Keys.DescribeKey(ctx, &keyholdv1.DescribeKeyRequest{KeyId: alias})
 	if err == nil {
 		meta := resp.GetKeyMetadata()
@@ -156,6 +186,7 @@ func (a *app) benchKey(ctx context.Context, c *client.Client, op *benchOp, spec 
 			return nil, withHint(fmt.Errorf("%s is a key of spec %s for %s, and is %s", alias,
 				awsjson.EnumName(meta.GetKeySpec()), awsjson.EnumName(meta.GetKeyUsage()), awsjson.EnumName(meta.GetKeyState())), "%s", hint)
 		}
+		made.known.Store(alias, meta)
 		return meta, nil
 	}
 	if e, ok := client.ErrorFrom(err); !ok || e.Exception != "NotFoundException" {
@@ -170,5 +201,6 @@ func (a *app) benchKey(ctx context.Context, c *client.Client, op *benchOp, spec 
 		return nil, fmt.Errorf("the key %s was created and exists, but its alias %s was not: %w", meta.GetArn(), alias, rpcError(err))
 	}
 	made.add(alias)
+	made.known.Store(alias, meta)
 	return meta, nil
 }

@@ -48,6 +48,7 @@ type loadOp struct {
 	requests []mem.BufferSlice // taken in turn
 	messages []proto.Message   // the same
 	aws      []*awsRequest     // the same, for the AWS door
+	next     []int             // which request each worker sends next
 	tally    tally
 }
 
@@ -153,13 +154,17 @@ func (l *load) send(ctx context.Context, op *loadOp, conn, n int, f *frame) erro
 // frameOption makes a call one of frames.
 var frameOption = grpc.ForceCodecV2(frameCodec{})
 
-// probe sends each request once over the first connection, and the first over
-// each other one, and wants them to succeed.
+// maxProbes bounds how many of an operation's requests are tried before it is
+// measured. What fails later is counted.
+const maxProbes = 1000
+
+// probe sends each request once over the first connection, though not more than
+// maxProbes, and the first over each other one, and wants them to succeed.
 func (l *load) probe(ctx context.Context, op *loadOp) error {
 	ctx, cancel := l.callContext(ctx, time.Now())
 	defer cancel()
 	for conn := range l.connections() {
-		for n := range op.messages {
+		for n := range min(len(op.messages), maxProbes) {
 			f := &frame{batch: op.batch > 1}
 			if err := l.send(ctx, op, conn, n, f); err != nil {
 				return err
@@ -175,10 +180,26 @@ func (l *load) probe(ctx context.Context, op *loadOp) error {
 	return nil
 }
 
+// startWorkers says where in an operation's requests each worker begins: far from
+// the others, so that many keys are all in use at once. Rounds go on where the
+// last one ended.
+func (op *loadOp) startWorkers(workers int) {
+	op.next = make([]int, workers)
+	for i := range op.next {
+		op.next[i] = i
+		if n := len(op.messages); n > workers {
+			op.next[i] = i * n / workers
+		}
+	}
+}
+
 // round runs an operation for a time, and adds what came of it to its tally.
 func (l *load) round(ctx context.Context, op *loadOp, d time.Duration) {
 	before, beforeErr := l.cpu(ctx)
 	tallies := make([]tally, l.workers)
+	if len(op.next) != l.workers {
+		op.startWorkers(l.workers)
+	}
 	began := time.Now()
 	end := began.Add(d)
 	var wg sync.WaitGroup
@@ -197,15 +218,17 @@ func (l *load) round(ctx context.Context, op *loadOp, d time.Duration) {
 	}
 }
 
-// work is one worker: it sends the next request when the last was answered,
-// and at least one.
-func (l *load) work(ctx context.Context, op *loadOp, n int, end time.Time, t *tally) {
+// work is one worker, which is its connection too: it sends the next request when
+// the last was answered, and at least one.
+func (l *load) work(ctx context.Context, op *loadOp, worker int, end time.Time, t *tally) {
 	callCtx, cancel := l.callContext(ctx, end)
 	defer cancel()
-	conn := n
 	f := &frame{batch: op.batch > 1}
-	for sent := time.Now(); ; n++ {
-		err := l.send(callCtx, op, conn, n, f)
+	n := op.next[worker]
+	defer func() { op.next[worker] = n }()
+	for sent := time.Now(); ; {
+		err := l.send(callCtx, op, worker, n, f)
+		n++
 		if ctx.Err() != nil {
 			return // what was interrupted counts for nothing
 		}

@@ -116,6 +116,7 @@ func addRecords(ctx context.Context, dir string, n int) (err error) {
 	if err != nil {
 		return err
 	}
+	more := &kms.Snapshot{}
 	for i := len(all.Keys); i < n; i++ {
 		r := all.Keys[i%len(all.Keys)].Clone()
 		r.ID, r.Revision = kms.KeyID(fmt.Sprintf("00000000-0000-4000-8000-%012d", i)), 0
@@ -123,11 +124,9 @@ func addRecords(ctx context.Context, dir string, n int) (err error) {
 			return err
 		}
 		a := &kms.AliasRecord{Account: r.Account, Region: r.Region, KeyID: r.ID, Name: benchAlias + strconv.Itoa(i+1), Created: r.Created, Updated: r.Created}
-		if err := errors.Join(store.InsertKey(ctx, r), store.InsertAlias(ctx, a)); err != nil {
-			return err
-		}
+		more.Keys, more.Aliases = append(more.Keys, r), append(more.Aliases, a)
 	}
-	return nil
+	return store.InsertAll(ctx, more)
 }
 
 // recordsTurn measures few and many in turn, through both doors.

@@ -43,14 +43,17 @@ type scopeIndex struct {
 	aliases []string
 	// making counts keys that are being made and not listed yet.
 	making int
-	// byKey has the sorted alias names of each key.
-	byKey map[KeyID][]string
 }
 
 // entry is one key in memory. The record is replaced as a whole.
+//
+// An installation may have a hundred thousand: each allocation of an entry, and
+// each pointer in it, is more for the garbage collector to look at, over and over.
 type entry struct {
 	rec atomic.Pointer[KeyRecord]
 	arn string
+	// aliases has the sorted names of the key's aliases. Guarded by keyring.mu.
+	aliases []string
 
 	// writes serialises changes of the record, store and memory together, so
 	// that memory sees them in the store's order.
@@ -59,8 +62,9 @@ type entry struct {
 	removed bool
 
 	mu sync.Mutex
-	// leases has the sealing budget of each version. Guarded by mu.
-	leases map[Ref]*sealLease
+	// leases has the sealing budget of each version that has sealed: of one, mostly.
+	// Guarded by mu.
+	leases []*sealLease
 	// public is the public key, once it was read.
 	public atomic.Pointer[pubkey.Key]
 	// missing is set while reconciliation knows that the token lacks the
@@ -74,15 +78,16 @@ func newKeyring(s *Snapshot) *keyring {
 		k.putLocked(r, false)
 	}
 	for _, a := range s.Aliases {
+		if e := k.key(a.KeyID); e != nil {
+			a.KeyID = e.rec.Load().ID // the same string once, not twice
+		}
 		k.putAliasLocked(a, false)
 	}
 	for _, ix := range k.scopes {
 		slices.Sort(ix.keyIDs)
 		slices.Sort(ix.aliases)
-		for _, names := range ix.byKey {
-			slices.Sort(names)
-		}
 	}
+	k.each(func(e *entry) { slices.Sort(e.aliases) })
 	return k
 }
 
@@ -121,7 +126,7 @@ func (k *keyring) putLocked(r *KeyRecord, sorted bool) {
 		}
 		return
 	}
-	e := &entry{arn: r.ARN(), leases: make(map[Ref]*sealLease)}
+	e := &entry{arn: r.ARN()}
 	e.rec.Store(r)
 	k.keys.Store(r.ID, e)
 	ix := k.index(scope{r.Account, r.Region})
@@ -132,9 +137,13 @@ func (k *keyring) putLocked(r *KeyRecord, sorted bool) {
 func (k *keyring) remove(r *KeyRecord) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	e := k.key(r.ID)
+	if e == nil {
+		return
+	}
 	sc := scope{r.Account, r.Region}
 	ix := k.index(sc)
-	for _, name := range slices.Clone(ix.byKey[r.ID]) {
+	for _, name := range slices.Clone(e.aliases) {
 		k.removeAliasLocked(sc, name)
 	}
 	k.keys.Delete(r.ID)
@@ -149,7 +158,8 @@ func (k *keyring) putAlias(a *AliasRecord) {
 }
 
 func (k *keyring) putAliasLocked(a *AliasRecord, sorted bool) {
-	if k.key(a.KeyID) == nil {
+	e := k.key(a.KeyID)
+	if e == nil {
 		return // the key was deleted meanwhile, and its aliases with it
 	}
 	sc := scope{a.Account, a.Region}
@@ -161,9 +171,9 @@ func (k *keyring) putAliasLocked(a *AliasRecord, sorted bool) {
 	case old.Revision >= a.Revision:
 		return
 	default:
-		ix.byKey[old.KeyID] = without(ix.byKey[old.KeyID], a.Name)
+		k.key(old.KeyID).dropAlias(a.Name)
 	}
-	ix.byKey[a.KeyID] = insert(ix.byKey[a.KeyID], a.Name, sorted)
+	e.aliases = insert(e.aliases, a.Name, sorted)
 	k.aliases.Store(aliasKey{sc, a.Name}, a)
 }
 
@@ -181,17 +191,18 @@ func (k *keyring) removeAliasLocked(sc scope, name string) {
 	}
 	ix := k.index(sc)
 	ix.aliases = without(ix.aliases, name)
-	ix.byKey[a.KeyID] = without(ix.byKey[a.KeyID], name)
-	if len(ix.byKey[a.KeyID]) == 0 {
-		delete(ix.byKey, a.KeyID)
-	}
+	k.key(a.KeyID).dropAlias(name)
 	k.aliases.Delete(aliasKey{sc, name})
 }
+
+// dropAlias takes an alias off the key's list. The caller holds keyring.mu. An
+// alias that the ring knows has its key there.
+func (e *entry) dropAlias(name string) { e.aliases = without(e.aliases, name) }
 
 func (k *keyring) index(sc scope) *scopeIndex {
 	ix := k.scopes[sc]
 	if ix == nil {
-		ix = &scopeIndex{byKey: make(map[KeyID][]string)}
+		ix = &scopeIndex{}
 		k.scopes[sc] = ix
 	}
 	return ix
@@ -219,7 +230,7 @@ func (k *keyring) listAliases(account AccountID, region Region, id KeyID, after 
 	}
 	names := ix.aliases
 	if id != "" {
-		names = ix.byKey[id]
+		names = k.aliasesOf(account, region, id)
 	}
 	names, more := page(names, n, func(name string) bool { return name > after })
 	out := make([]*AliasRecord, 0, len(names))
@@ -238,7 +249,20 @@ func (k *keyring) counts(account AccountID, region Region, id KeyID) (keys, alia
 	if ix == nil {
 		return 0, 0
 	}
-	return len(ix.keyIDs), len(ix.byKey[id])
+	return len(ix.keyIDs), len(k.aliasesOf(account, region, id))
+}
+
+// aliasesOf returns the names of a key's aliases, none if the key is not of that
+// account and region. The caller holds mu.
+func (k *keyring) aliasesOf(account AccountID, region Region, id KeyID) []string {
+	e := k.key(id)
+	if e == nil {
+		return nil
+	}
+	if r := e.rec.Load(); r.Account != account || r.Region != region {
+		return nil
+	}
+	return e.aliases
 }
 
 // reserve keeps a place for a key that is being made, if the account has one

@@ -69,3 +69,29 @@ func TestPageDoesNotScan(t *testing.T) {
 		}
 	}
 }
+
+// The aliases of a key are listed and counted in its own account and region alone.
+func TestAliasesOfOneScope(t *testing.T) {
+	k := &KeyRecord{ID: "00000000-0000-4000-8000-000000000001", Account: "111122223333", Region: "eu-central-1", State: keyholdv1.KeyState_KEY_STATE_ENABLED, Revision: 1}
+	a := &AliasRecord{Account: k.Account, Region: k.Region, Name: "alias/b", KeyID: k.ID, Revision: 1}
+	ring := newKeyring(&Snapshot{Keys: []*KeyRecord{k}, Aliases: []*AliasRecord{a}})
+	ring.putAlias(&AliasRecord{Account: k.Account, Region: k.Region, Name: "alias/a", KeyID: k.ID, Revision: 1})
+	for _, tc := range []struct {
+		account AccountID
+		region  Region
+		want    int
+	}{{k.Account, k.Region, 2}, {"444455556666", k.Region, 0}, {k.Account, "us-east-1", 0}} {
+		ring.putAlias(&AliasRecord{Account: tc.account, Region: tc.region, Name: "alias/of-no-key", KeyID: "none", Revision: 1})
+		got, more := ring.listAliases(tc.account, tc.region, k.ID, "", 10)
+		if len(got) != tc.want || more {
+			t.Errorf("%s %s: %d aliases, more: %t; want %d", tc.account, tc.region, len(got), more, tc.want)
+		}
+		if _, n := ring.counts(tc.account, tc.region, k.ID); tc.want > 0 && n != tc.want {
+			t.Errorf("%s %s: %d aliases are counted, want %d", tc.account, tc.region, n, tc.want)
+		}
+	}
+	ring.remove(k)
+	if got, _ := ring.listAliases(k.Account, k.Region, k.ID, "", 10); len(got) != 0 || ring.alias(k.Account, k.Region, "alias/a") != nil {
+		t.Errorf("a key that is gone has aliases: %v", got)
+	}
+}

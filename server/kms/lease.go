@@ -134,10 +134,12 @@ func (s *Service) refill(ctx context.Context, e *entry, l *sealLease) error {
 func (e *entry) lease(ref Ref) *sealLease {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	l := e.leases[ref]
-	if l == nil {
-		l = &sealLease{ref: ref, refilling: make(chan struct{}, 1)}
-		e.leases[ref] = l
+	for _, l := range e.leases {
+		if l.ref == ref {
+			return l
+		}
 	}
+	l := &sealLease{ref: ref, refilling: make(chan struct{}, 1)}
+	e.leases = append(e.leases, l)
 	return l
 }

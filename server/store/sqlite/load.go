@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"unique"
 
 	"github.com/keyhold/keyhold/server/kms"
 )
@@ -67,7 +68,7 @@ func loadKeyRows(ctx context.Context, q queryer, only *kms.KeyID) ([]*kms.KeyRec
 			&created, &deletion, &k.PendingWindowDays, &k.Destroying, &k.Revision); err != nil {
 			return err
 		}
-		k.ID, k.Account, k.Region = kms.KeyID(id), kms.AccountID(account), kms.Region(region)
+		k.ID, k.Account, k.Region, k.KeyStore = kms.KeyID(id), kms.AccountID(once(account)), kms.Region(once(region)), once(k.KeyStore)
 		k.Created = fromMicros(created)
 		if deletion.Valid {
 			k.DeletionDate = fromMicros(deletion.Int64)
@@ -93,6 +94,7 @@ func loadTags(ctx context.Context, q queryer, only *kms.KeyID, byID map[string]*
 		if !ok {
 			return fmt.Errorf("tag of a key %s that is not there", id)
 		}
+		t.Key = once(t.Key)
 		k.Tags = append(k.Tags, t)
 		return nil
 	})
@@ -140,10 +142,14 @@ func loadAliases(ctx context.Context, q queryer) ([]*kms.AliasRecord, error) {
 		if err := rows.Scan(&account, &region, &a.Name, &id, &created, &updated, &a.Revision); err != nil {
 			return err
 		}
-		a.Account, a.Region, a.KeyID = kms.AccountID(account), kms.Region(region), kms.KeyID(id)
+		a.Account, a.Region, a.KeyID = kms.AccountID(once(account)), kms.Region(once(region)), kms.KeyID(id)
 		a.Created, a.Updated = fromMicros(created), fromMicros(updated)
 		aliases = append(aliases, a)
 		return nil
 	})
 	return aliases, err
 }
+
+// once returns the one copy of a string that many records have alike: SQLite gives
+// one to each, and a hundred thousand of them stay in memory.
+func once(s string) string { return unique.Make(s).Value() }

@@ -88,19 +88,22 @@ func (s *Store) insertKey(ctx context.Context, r *kms.KeyRecord) error {
 	if err != nil {
 		return err
 	}
-	return s.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `INSERT INTO keys (account, region, key_store, spec, usage, state, description,
-			created_us, deletion_us, pending_window_days, destroying, revision, id)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?)`,
-			append(keyValues(r, names), string(r.ID))...)
-		if constraint(err, sqlite3.ErrConstraintPrimaryKey) {
-			return kms.ErrExists
-		}
-		if err != nil {
-			return err
-		}
-		return insertParts(ctx, tx, r)
-	})
+	return s.change(ctx, func(ctx context.Context, tx *sql.Tx) error { return insertKeyRows(ctx, tx, r, names) })
+}
+
+// insertKeyRows inserts a record with its parts.
+func insertKeyRows(ctx context.Context, tx *sql.Tx, r *kms.KeyRecord, names keyNames) error {
+	_, err := tx.ExecContext(ctx, `INSERT INTO keys (account, region, key_store, spec, usage, state, description,
+		created_us, deletion_us, pending_window_days, destroying, revision, id)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?)`,
+		append(keyValues(r, names), string(r.ID))...)
+	if constraint(err, sqlite3.ErrConstraintPrimaryKey) {
+		return kms.ErrExists
+	}
+	if err != nil {
+		return err
+	}
+	return insertParts(ctx, tx, r)
 }
 
 // UpdateKey implements kms.Store. ErrExists where the ref of a version is taken
@@ -163,18 +166,20 @@ func (s *Store) insertAlias(ctx context.Context, a *kms.AliasRecord) error {
 	if err := checkAlias(a); err != nil {
 		return fmt.Errorf("record refused: %w", err)
 	}
-	return s.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `INSERT INTO aliases (account, region, name, key_id, created_us, updated_us, revision)
-			VALUES (?, ?, ?, ?, ?, ?, 1)`,
-			string(a.Account), string(a.Region), a.Name, string(a.KeyID), micros(a.Created), micros(a.Updated))
-		switch {
-		case constraint(err, sqlite3.ErrConstraintPrimaryKey, sqlite3.ErrConstraintUnique):
-			return kms.ErrExists
-		case constraint(err, sqlite3.ErrConstraintForeignKey):
-			return fmt.Errorf("key %s: %w", a.KeyID, kms.ErrNotFound)
-		}
-		return err
-	})
+	return s.change(ctx, func(ctx context.Context, tx *sql.Tx) error { return insertAliasRow(ctx, tx, a) })
+}
+
+func insertAliasRow(ctx context.Context, tx *sql.Tx, a *kms.AliasRecord) error {
+	_, err := tx.ExecContext(ctx, `INSERT INTO aliases (account, region, name, key_id, created_us, updated_us, revision)
+		VALUES (?, ?, ?, ?, ?, ?, 1)`,
+		string(a.Account), string(a.Region), a.Name, string(a.KeyID), micros(a.Created), micros(a.Updated))
+	switch {
+	case constraint(err, sqlite3.ErrConstraintPrimaryKey, sqlite3.ErrConstraintUnique):
+		return kms.ErrExists
+	case constraint(err, sqlite3.ErrConstraintForeignKey):
+		return fmt.Errorf("key %s: %w", a.KeyID, kms.ErrNotFound)
+	}
+	return err
 }
 
 // UpdateAlias implements kms.Store.
