@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -252,6 +253,8 @@ func (a *app) bench(ctx context.Context, c *client.Client, b *benchArgs) error {
 		}
 	}
 	b.made.tell(a.stderr)
+	b.made.known.Clear()
+	runtime.GC() // what the preparation left behind
 	for _, op := range loads {
 		if err := l.probe(ctx, op); err != nil {
 			return fmt.Errorf("%s: %w", op.label, rpcError(err))

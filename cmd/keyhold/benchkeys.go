@@ -24,7 +24,8 @@ const benchPreparers = 8
 // benchKeysNamed is how many keys are named one by one.
 const benchKeysNamed = 10
 
-// benchKeys notes which keys were made, and which are known.
+// benchKeys notes which keys were made, and which are known until all requests are
+// made: a hundred thousand would keep the garbage collector busy while it is measured.
 type benchKeys struct {
 	mu      sync.Mutex
 	n       int
@@ -95,17 +96,23 @@ func (a *app) prepareLoad(ctx context.Context, c *client.Client, l *load, b *ben
 			return nil, err
 		}
 	}
-	for _, req := range reqs {
-		raw, err := proto.Marshal(req)
-		if err != nil {
-			return nil, err
-		}
-		load.requests = append(load.requests, mem.BufferSlice{mem.SliceBuffer(raw)})
-		load.messages = append(load.messages, req)
-		if l.aws != nil {
+	load.count = len(reqs)
+	switch {
+	case l.aws != nil:
+		for _, req := range reqs {
 			q := l.aws.request(&op.benchOp, req)
 			l.aws.signed(q) // here, since with many keys it would be measured
 			load.aws = append(load.aws, q)
+		}
+	case op.coalesce:
+		load.messages = reqs
+	default:
+		for _, req := range reqs {
+			raw, err := proto.Marshal(req)
+			if err != nil {
+				return nil, err
+			}
+			load.requests = append(load.requests, mem.BufferSlice{mem.SliceBuffer(raw)})
 		}
 	}
 	return load, nil

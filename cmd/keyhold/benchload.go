@@ -45,9 +45,10 @@ type load struct {
 type loadOp struct {
 	benchRun
 	method   string            // of the requests, which may be batches
-	requests []mem.BufferSlice // taken in turn
-	messages []proto.Message   // the same
-	aws      []*awsRequest     // the same, for the AWS door
+	count    int               // of the requests, which are taken in turn; one of these has them:
+	requests []mem.BufferSlice // for gRPC
+	messages []proto.Message   // for the Coalescer
+	aws      []*awsRequest     // for the AWS door
 	next     []int             // which request each worker sends next
 	tally    tally
 }
@@ -142,12 +143,12 @@ func (l *load) callContext(ctx context.Context, end time.Time) (context.Context,
 // count on for ever.
 func (l *load) send(ctx context.Context, op *loadOp, conn, n int, f *frame) error {
 	if l.aws != nil {
-		return l.aws.send(ctx, op.aws[n%len(op.aws)], conn)
+		return l.aws.send(ctx, op.aws[n%op.count], conn)
 	}
 	if op.coalesce {
-		return call(ctx, l.shared[conn%len(l.shared)].coalescer, op.messages[n%len(op.messages)])
+		return call(ctx, l.shared[conn%len(l.shared)].coalescer, op.messages[n%op.count])
 	}
-	f.request, f.failed = op.requests[n%len(op.requests)], f.failed[:0]
+	f.request, f.failed = op.requests[n%op.count], f.failed[:0]
 	return l.conns[conn%len(l.conns)].Invoke(ctx, op.method, f, f, frameOption)
 }
 
@@ -164,7 +165,7 @@ func (l *load) probe(ctx context.Context, op *loadOp) error {
 	ctx, cancel := l.callContext(ctx, time.Now())
 	defer cancel()
 	for conn := range l.connections() {
-		for n := range min(len(op.messages), maxProbes) {
+		for n := range min(op.count, maxProbes) {
 			f := &frame{batch: op.batch > 1}
 			if err := l.send(ctx, op, conn, n, f); err != nil {
 				return err
@@ -187,8 +188,8 @@ func (op *loadOp) startWorkers(workers int) {
 	op.next = make([]int, workers)
 	for i := range op.next {
 		op.next[i] = i
-		if n := len(op.messages); n > workers {
-			op.next[i] = i * n / workers
+		if op.count > workers {
+			op.next[i] = i * op.count / workers
 		}
 	}
 }

@@ -3,8 +3,6 @@ package main
 import (
 	"slices"
 	"testing"
-
-	"google.golang.org/protobuf/proto"
 )
 
 // Senders begin far from each other, so that many keys are all in use at once; few
@@ -19,7 +17,7 @@ func TestStartWorkers(t *testing.T) {
 		{10, 4, []int{0, 2, 5, 7}},
 		{100_000, 2, []int{0, 50_000}},
 	} {
-		op := &loadOp{messages: make([]proto.Message, tc.requests)}
+		op := &loadOp{count: tc.requests}
 		op.startWorkers(tc.workers)
 		for i, want := range tc.want {
 			if op.next[i] != want {
