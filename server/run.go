@@ -82,7 +82,8 @@ func (s *Server) awsDoor() (*awsapi.Server, error) {
 	}
 	keys.Forget(verifier)
 	return awsapi.New(awsapi.Config{
-		Core: s.Core, Verifier: verifier, Keys: keys, TLS: conf, MaxConnections: c.MaxConnections, Logger: s.log, Refused: s.metrics.Refused,
+		Core: s.Core, Verifier: verifier, Keys: keys, TLS: conf, MaxConnections: c.MaxConnections, Logger: s.log,
+		Refused: s.metrics.Refused, Throttled: s.metrics.Throttled,
 	})
 }
 

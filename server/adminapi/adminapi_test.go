@@ -112,6 +112,8 @@ func TestMetrics(t *testing.T) {
 	m.Operation("Encrypt", "", time.Millisecond, kms.Timing{Queue: time.Microsecond, Token: 2 * time.Microsecond, Audit: 3 * time.Microsecond})
 	m.Operation("Encrypt", kms.CodeDisabled, time.Millisecond, kms.Timing{})
 	m.Refused()
+	m.Refused()
+	m.Throttled()
 	m.Commit(audit.Commit{Records: 3, Bytes: 1000, Synced: true, Elapsed: time.Millisecond})
 	m.Commit(audit.Commit{Err: errors.New("no space")})
 	o := m.Token("home")
@@ -128,7 +130,8 @@ func TestMetrics(t *testing.T) {
 		`keyhold_request_part_seconds_count{operation="Encrypt",part="queue"} 2`,
 		`keyhold_request_part_seconds_count{operation="Encrypt",part="token"} 2`,
 		`keyhold_request_part_seconds_count{operation="Encrypt",part="audit"} 2`,
-		`keyhold_unauthenticated_total 1`,
+		`keyhold_unauthenticated_total 2`,
+		`keyhold_unauthenticated_throttled_total 1`,
 		`keyhold_audit_commit_seconds_count 1`,
 		`keyhold_audit_commit_records_sum 3`,
 		`keyhold_audit_bytes_total 1000`,

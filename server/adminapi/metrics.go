@@ -23,6 +23,7 @@ type Metrics struct {
 	latency     *prometheus.HistogramVec
 	parts       *prometheus.HistogramVec
 	refused     prometheus.Counter
+	throttled   prometheus.Counter
 	calls       *prometheus.CounterVec
 	callTime    *prometheus.HistogramVec
 	evicted     *prometheus.CounterVec
@@ -57,6 +58,10 @@ func NewMetrics() *Metrics {
 		latency:  histogram("keyhold_request_seconds", "Time of requests in the core.", "operation"),
 		parts:    histogram("keyhold_request_part_seconds", "Time of requests by part: queue (waiting for a session), token, audit.", "operation", "part"),
 		refused:  prometheus.NewCounter(prometheus.CounterOpts{Name: "keyhold_unauthenticated_total", Help: "Requests of nobody known: the certificate is bound to no principal, or the signature is refused."}),
+		throttled: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "keyhold_unauthenticated_throttled_total",
+			Help: "Of keyhold_unauthenticated_total, those that were told to come again later instead of why: too many failed from their address, or in all.",
+		}),
 		calls:    counter("keyhold_token_calls_total", "Uses of a session by call and PKCS#11 return code; an empty code is an error outside the library.", "token", "call", "ckr"),
 		callTime: histogram("keyhold_token_call_seconds", "Time that sessions were held, by call.", "token", "call"),
 		evicted:  counter("keyhold_token_sessions_evicted_total", "Sessions closed because of an error.", "token", "ckr"),
@@ -73,7 +78,7 @@ func NewMetrics() *Metrics {
 	}
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.requests, m.latency, m.parts, m.refused, m.calls, m.callTime, m.evicted, m.initialized,
+		m.requests, m.latency, m.parts, m.refused, m.throttled, m.calls, m.callTime, m.evicted, m.initialized,
 		m.commitTime, m.commitSize, m.auditBytes, m.auditFailed,
 	)
 	return m
@@ -108,6 +113,10 @@ func (m *Metrics) Operation(name string, code kms.Code, total time.Duration, t k
 
 // Refused counts a caller that was not authenticated.
 func (m *Metrics) Refused() { m.refused.Inc() }
+
+// Throttled counts a caller that was not authenticated, which Refused counts too, and
+// that was not told why.
+func (m *Metrics) Throttled() { m.throttled.Inc() }
 
 // Commit is the audit journal's observer.
 func (m *Metrics) Commit(c audit.Commit) {

@@ -89,7 +89,8 @@ type Keys interface {
 	Caller(v sigv4.Verified) (*identity.Principal, error)
 }
 
-// Config is what a Server is made of. All fields but TLS are required.
+// Config is what a Server is made of. All fields but TLS and
+// Failures are required.
 type Config struct {
 	Core Core
 	// Verifier verifies signatures; it must have all regions that are served.
@@ -103,6 +104,11 @@ type Config struct {
 	Logger         *slog.Logger
 	// Refused counts requests that were not authenticated.
 	Refused func()
+	// Throttled counts those of them that were told to come again later, instead of
+	// why they were refused.
+	Throttled func()
+	// Failures bounds how many are told why. Its zero value is for production.
+	Failures door.FailureLimits
 }
 
 // Server is the door. It may be used concurrently.
@@ -117,6 +123,7 @@ type Server struct {
 	// strangers and faults bound what is logged of callers that nobody knows and
 	// of the service's own faults.
 	strangers, faults *door.SparingLog
+	failures          *door.Failures
 }
 
 // New makes a Server that serves nothing yet.
@@ -131,6 +138,7 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, operations: operations, room: semaphore.NewWeighted(bodyRoomBytes), roomWait: maxRoomWait,
 		codec: newCodec(), strangers: door.NewSparingLog(cfg.Logger), faults: door.NewSparingLog(cfg.Logger),
+		failures: door.NewFailures(cfg.Failures),
 	}
 	s.http = &http.Server{
 		Handler: s, TLSConfig: cfg.TLS, ReadHeaderTimeout: readHeaderTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout,

@@ -125,6 +125,19 @@ func authFailure(e *sigv4.Error, service string) *failure {
 	return &failure{status: http.StatusBadRequest, code: c.json, message: e.Explain()}
 }
 
+// throttled answers a caller that is not authenticated and is not told why: as AWS
+// answers those who ask too often.
+func throttled(service string) *failure {
+	return &failure{status: http.StatusBadRequest, code: codeThrottling(service), message: "Rate exceeded"}
+}
+
+func codeThrottling(service string) string {
+	if service == serviceSTS {
+		return "Throttling"
+	}
+	return string(kms.CodeThrottling)
+}
+
 func codeInternal(service string) string {
 	if service == serviceSTS {
 		return "InternalFailure"

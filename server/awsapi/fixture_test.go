@@ -147,7 +147,9 @@ type served struct {
 	client  *http.Client
 	logs    *logBuffer
 	refused atomic.Int64
-	ahead   atomic.Int64 // of the clock, in nanoseconds
+	// throttled are those of refused that were not told why.
+	throttled atomic.Int64
+	ahead     atomic.Int64 // of the clock, in nanoseconds
 	// header and body are timeouts, where they are not the door's own.
 	header, body time.Duration
 	// room is how long requests wait for room, where it is not the door's own.
@@ -218,7 +220,8 @@ func open(t testing.TB, c awsapi.Core, options ...option) *served {
 	}
 	cfg := awsapi.Config{
 		Core: c, Verifier: verifier, Keys: s.keys, MaxConnections: 256,
-		Logger: slog.New(slog.NewTextHandler(s.logs, &slog.HandlerOptions{Level: slog.LevelDebug})), Refused: func() { s.refused.Add(1) },
+		Logger:  slog.New(slog.NewTextHandler(s.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Refused: func() { s.refused.Add(1) }, Throttled: func() { s.throttled.Add(1) },
 	}
 	s.client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}
 	for _, o := range options {

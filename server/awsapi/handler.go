@@ -136,7 +136,9 @@ func (s *Server) authenticate(ctx context.Context, r *http.Request, requestID, s
 func (s *Server) unauthenticated(ctx context.Context, r *http.Request, requestID, service string, err error) *failure {
 	var refusal *sigv4.Error
 	if errors.As(err, &refusal) {
-		s.refused(ctx, r, requestID, refusal.Reason.String())
+		if !s.refused(ctx, r, requestID, refusal.Reason.String()) {
+			return throttled(service)
+		}
 		return authFailure(refusal, service)
 	}
 	if !errors.Is(err, context.Canceled) { // the caller has gone
@@ -145,13 +147,21 @@ func (s *Server) unauthenticated(ctx context.Context, r *http.Request, requestID
 	return &failure{status: http.StatusInternalServerError, code: codeInternal(service), message: "The service cannot verify signatures at the moment."}
 }
 
-// refused counts and logs a caller that nobody knows, sparingly. It is not
-// audited: it must not fill a disk.
-func (s *Server) refused(ctx context.Context, r *http.Request, requestID, why string) {
+// refused counts and logs a caller that nobody knows, sparingly, and returns whether
+// it may be told why. It is not audited: it must not fill a disk.
+//
+// Nowhere else are failures bounded: a request whose signature was not verified yet
+// may be right, and must not pay for those of others, which anybody can send.
+func (s *Server) refused(ctx context.Context, r *http.Request, requestID, why string) (told bool) {
 	if s.cfg.Refused != nil {
 		s.cfg.Refused()
 	}
-	s.strangers.Warn(ctx, "caller not authenticated", "from", host(r.RemoteAddr), "why", why, "request_id", requestID)
+	from := host(r.RemoteAddr)
+	if told = s.failures.Tell(from); !told && s.cfg.Throttled != nil {
+		s.cfg.Throttled()
+	}
+	s.strangers.Warn(ctx, "caller not authenticated", "from", from, "why", why, "told_why", told, "request_id", requestID)
+	return told
 }
 
 func host(address string) string {

@@ -18,6 +18,7 @@ import (
 	"github.com/keyhold/keyhold/hsm/hsmtest"
 	"github.com/keyhold/keyhold/server/audit"
 	"github.com/keyhold/keyhold/server/awsapi"
+	"github.com/keyhold/keyhold/server/door"
 	"github.com/keyhold/keyhold/server/identity"
 	"github.com/keyhold/keyhold/server/identity/credentials"
 	"github.com/keyhold/keyhold/server/kms"
@@ -125,6 +126,7 @@ func install(t *testing.T) *installation {
 	creds.Forget(i.verifier)
 	i.served = open(t, core, overTLS("http/1.1"), func(cfg *awsapi.Config, s *served) {
 		cfg.Verifier, cfg.Keys, cfg.Logger, s.logs = i.verifier, creds, log, logs
+		cfg.Failures = door.FailureLimits{Burst: 100, Now: stopped(s)}
 	})
 	i.signer.AccessKeyID, i.signer.Secret = record.ID, string(secret)
 	return i
@@ -239,9 +241,11 @@ func TestRealCore(t *testing.T) {
 			}
 			i.send(r)
 		}
-		if i.refused.Load()-refused != 200 || len(i.events()) != records || i.bytesOnDisk() != size {
-			t.Errorf("%d refused, %d records more, %d bytes more", i.refused.Load()-refused, len(i.events())-records, i.bytesOnDisk()-size)
+		if i.refused.Load()-refused != 200 || i.throttled.Load() != 100 || len(i.events()) != records || i.bytesOnDisk() != size {
+			t.Errorf("%d refused, %d of them throttled, %d records more, %d bytes more",
+				i.refused.Load()-refused, i.throttled.Load(), len(i.events())-records, i.bytesOnDisk()-size)
 		}
+		i.okay("DescribeKey", fmt.Sprintf(`{"KeyId":%q}`, arn))
 	})
 	t.Run("token away", func(t *testing.T) {
 		i.token.away.Store(true)

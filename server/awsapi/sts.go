@@ -69,7 +69,7 @@ func (s *Server) serveQuery(ctx context.Context, w http.ResponseWriter, r *http.
 		f := s.failed(ctx, "GetCallerIdentity", caller.RequestID, err)
 		switch kms.Code(f.code) {
 		case kms.CodeThrottling:
-			f.code = "Throttling"
+			f.code = codeThrottling(serviceSTS)
 		case kms.CodeAccessDenied:
 			f.status, f.code = http.StatusForbidden, "AccessDenied"
 		default:
