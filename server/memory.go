@@ -13,7 +13,7 @@ const garbageBytes = 32 << 20
 // tuneGC makes the garbage collector run less often. By default it runs whenever as
 // much was allocated as is in use. For a service of 10 MiB under load that is fifty
 // times a second, and a seventh of its CPU time; with the records of 100,000 keys it
-// is seldom, but there are two million objects to look at, and a fifth. So a
+// is seldom, but there are a million objects to look at, and a fifth. So a
 // small process may have garbageBytes, and a large one twice what is in use. It is
 // left alone where an operator has set GOGC.
 //

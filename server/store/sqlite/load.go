@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"unique"
 
 	"github.com/keyhold/keyhold/server/kms"
 )
@@ -12,7 +11,8 @@ import (
 // loadKeys returns all records in the order of their ids, or the one named by only. q
 // is a transaction: the parts of a record lie in three tables.
 func (r *Reader) loadKeys(ctx context.Context, q queryer, only *kms.KeyID) ([]*kms.KeyRecord, error) {
-	keys, err := loadKeyRows(ctx, q, only)
+	to := compact{many: only == nil}
+	keys, err := to.loadKeyRows(ctx, q, only)
 	if err != nil {
 		return nil, err
 	}
@@ -20,10 +20,10 @@ func (r *Reader) loadKeys(ctx context.Context, q queryer, only *kms.KeyID) ([]*k
 	for _, k := range keys {
 		byID[string(k.ID)] = k
 	}
-	if err := loadTags(ctx, q, only, byID); err != nil {
+	if err := to.loadTags(ctx, q, only, byID); err != nil {
 		return nil, err
 	}
-	if err := loadVersions(ctx, q, only, byID); err != nil {
+	if err := to.loadVersions(ctx, q, only, byID); err != nil {
 		return nil, err
 	}
 	for _, k := range keys {
@@ -54,7 +54,7 @@ func each(ctx context.Context, q queryer, query, column, order string, only *kms
 	return rows.Err()
 }
 
-func loadKeyRows(ctx context.Context, q queryer, only *kms.KeyID) ([]*kms.KeyRecord, error) {
+func (c *compact) loadKeyRows(ctx context.Context, q queryer, only *kms.KeyID) ([]*kms.KeyRecord, error) {
 	var keys []*kms.KeyRecord
 	const query = `SELECT id, account, region, key_store, spec, usage, state, description,
 		created_us, deletion_us, pending_window_days, destroying, revision FROM keys`
@@ -63,13 +63,13 @@ func loadKeyRows(ctx context.Context, q queryer, only *kms.KeyID) ([]*kms.KeyRec
 		var names keyNames
 		var created int64
 		var deletion sql.NullInt64
-		k := &kms.KeyRecord{}
+		k := c.key()
 		if err := rows.Scan(&id, &account, &region, &k.KeyStore, &names.spec, &names.usage, &names.state, &k.Description,
 			&created, &deletion, &k.PendingWindowDays, &k.Destroying, &k.Revision); err != nil {
 			return err
 		}
-		k.ID, k.Account, k.Region, k.KeyStore = kms.KeyID(id), kms.AccountID(once(account)), kms.Region(once(region)), once(k.KeyStore)
-		k.Created = fromMicros(created)
+		k.ID, k.Account, k.Region, k.KeyStore = kms.KeyID(c.string(id)), kms.AccountID(once(account)), kms.Region(once(region)), once(k.KeyStore)
+		k.Description, k.Created = c.string(k.Description), fromMicros(created)
 		if deletion.Valid {
 			k.DeletionDate = fromMicros(deletion.Int64)
 		}
@@ -82,7 +82,7 @@ func loadKeyRows(ctx context.Context, q queryer, only *kms.KeyID) ([]*kms.KeyRec
 	return keys, err
 }
 
-func loadTags(ctx context.Context, q queryer, only *kms.KeyID, byID map[string]*kms.KeyRecord) error {
+func (c *compact) loadTags(ctx context.Context, q queryer, only *kms.KeyID, byID map[string]*kms.KeyRecord) error {
 	const query = "SELECT key_id, tag_key, tag_value FROM tags"
 	return each(ctx, q, query, "key_id", "key_id, position", only, func(rows *sql.Rows) error {
 		var id string
@@ -94,13 +94,13 @@ func loadTags(ctx context.Context, q queryer, only *kms.KeyID, byID map[string]*
 		if !ok {
 			return fmt.Errorf("tag of a key %s that is not there", id)
 		}
-		t.Key = once(t.Key)
+		t.Key, t.Value = once(t.Key), c.string(t.Value)
 		k.Tags = append(k.Tags, t)
 		return nil
 	})
 }
 
-func loadVersions(ctx context.Context, q queryer, only *kms.KeyID, byID map[string]*kms.KeyRecord) error {
+func (c *compact) loadVersions(ctx context.Context, q queryer, only *kms.KeyID, byID map[string]*kms.KeyRecord) error {
 	const query = `SELECT key_id, ref, material_id, locator_id, locator_label, locator_spec, locator_usage,
 		custody, created_us, public_key FROM key_versions`
 	return each(ctx, q, query, "key_id", "key_id, position", only, func(rows *sql.Rows) error {
@@ -126,22 +126,25 @@ func loadVersions(ctx context.Context, q queryer, only *kms.KeyID, byID map[stri
 		if len(v.Locator.ID) == 0 {
 			v.Locator.ID = nil
 		}
-		v.MaterialID, v.Created = kms.KeyMaterialID(material), fromMicros(created)
-		k.Versions = append(k.Versions, v)
+		v.MaterialID, v.Created = kms.KeyMaterialID(c.string(material)), fromMicros(created)
+		v.Locator.Label = c.string(v.Locator.Label)
+		k.Versions = c.version(k.Versions, v)
 		return nil
 	})
 }
 
 func loadAliases(ctx context.Context, q queryer) ([]*kms.AliasRecord, error) {
 	var aliases []*kms.AliasRecord
+	to := compact{many: true}
 	const query = "SELECT account, region, name, key_id, created_us, updated_us, revision FROM aliases"
 	err := each(ctx, q, query, "", "account, region, name", nil, func(rows *sql.Rows) error {
 		var account, region, id string
 		var created, updated int64
-		a := &kms.AliasRecord{}
+		a := to.alias()
 		if err := rows.Scan(&account, &region, &a.Name, &id, &created, &updated, &a.Revision); err != nil {
 			return err
 		}
+		a.Name = to.string(a.Name)
 		a.Account, a.Region, a.KeyID = kms.AccountID(once(account)), kms.Region(once(region)), kms.KeyID(id)
 		a.Created, a.Updated = fromMicros(created), fromMicros(updated)
 		aliases = append(aliases, a)
@@ -149,7 +152,3 @@ func loadAliases(ctx context.Context, q queryer) ([]*kms.AliasRecord, error) {
 	})
 	return aliases, err
 }
-
-// once returns the one copy of a string that many records have alike: SQLite gives
-// one to each, and a hundred thousand of them stay in memory.
-func once(s string) string { return unique.Make(s).Value() }
