@@ -90,7 +90,7 @@ bench: tools-installed build ## measure on a quiet machine, and write docs/perfo
 bench-keys: tools-installed build ## the same for 10,000 keys, start-up and memory (10 minutes)
 	$(GO) run ./internal/benchrun -part keys -turns $(BENCHTIME)
 
-bench-records: tools-installed build ## the same for 100,000 key records (10 minutes)
+bench-records: tools-installed build ## the same for 100,000 key records (7 minutes)
 	$(GO) run ./internal/benchrun -part records -turns $(BENCHTIME)
 
 soak: tools-installed ## break a daemon under load at random for SOAK (10m), check everything, report
