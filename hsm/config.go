@@ -12,7 +12,7 @@ import (
 const (
 	DefaultMaxSessions     = 16
 	DefaultMaxWaiters      = 1024
-	DefaultMaxCopies       = 1024
+	DefaultMaxCopies       = 16384
 	DefaultCallTimeout     = 10 * time.Second
 	DefaultGenerateTimeout = 60 * time.Second
 	DefaultHealthInterval  = 2 * time.Second
@@ -42,7 +42,7 @@ type Config struct {
 	// MaxStuck is how many calls may hang in the library before the token refuses further ones. Each but the last gets a replacement session.
 	// Optional, default MaxSessions.
 	MaxStuck int
-	// MaxCopies is how many keys are held as session copies at once, the least recently used go first. Optional, default 1024; negative: off.
+	// MaxCopies is how many keys are held as session copies at once, the least recently used go first. Optional, default 16,384: on SoftHSM 9 KB each; negative: off.
 	// Copies are only made where the token's probe proved them.
 	MaxCopies int
 	// CallTimeout is the deadline of a call whose context has no earlier one. Optional, default 10 s.

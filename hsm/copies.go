@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	linked "container/list"
 	"sync"
 	"time"
 
@@ -23,26 +24,27 @@ type copies struct {
 	byName map[objectName]*keyCopy
 	wanted map[objectName]pkcs11.ObjectHandle // originals that the keeper should copy
 	uses   map[objectName]int                 // of keys without a copy; refused counts as copyRefused
+	recent *linked.List                       // of *keyCopy: those in byName, the last used first
 	doomed []pkcs11.ObjectHandle              // copies that the keeper should destroy
-	tick   uint64                             // counts uses
 }
 
 // copyRefused marks a key that the token would not copy.
 const copyRefused = -1
 
-// keyCopy is one session copy. All but h and of is guarded by copies.mu.
+// keyCopy is one session copy. Place, refs and dead are guarded by copies.mu.
 type keyCopy struct {
-	h    pkcs11.ObjectHandle
-	of   pkcs11.ObjectHandle // the token object that it was made of
-	refs int
-	dead bool
-	used uint64
+	name  objectName
+	h     pkcs11.ObjectHandle
+	of    pkcs11.ObjectHandle // the token object that it was made of
+	place *linked.Element     // in copies.recent
+	refs  int
+	dead  bool
 }
 
 func newCopies(limit int) *copies {
 	return &copies{
 		max: limit, wake: make(chan struct{}, 1),
-		byName: map[objectName]*keyCopy{}, wanted: map[objectName]pkcs11.ObjectHandle{}, uses: map[objectName]int{},
+		byName: map[objectName]*keyCopy{}, wanted: map[objectName]pkcs11.ObjectHandle{}, uses: map[objectName]int{}, recent: linked.New(),
 	}
 }
 
@@ -50,11 +52,10 @@ func newCopies(limit int) *copies {
 func (x *copies) acquire(name objectName, original pkcs11.ObjectHandle) *keyCopy {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.tick++
 	if k := x.byName[name]; k != nil {
 		if k.of == original {
 			k.refs++
-			k.used = x.tick
+			x.recent.MoveToFront(k.place)
 			return k
 		}
 		x.kill(name) // another key has taken the name since
@@ -98,6 +99,7 @@ func (x *copies) kill(name objectName) {
 		return
 	}
 	delete(x.byName, name)
+	x.recent.Remove(k.place)
 	k.dead = true
 	x.bury(k)
 }
@@ -138,10 +140,11 @@ func (x *copies) put(name objectName, original, h pkcs11.ObjectHandle) bool {
 	delete(x.wanted, name)
 	delete(x.uses, name)
 	for len(x.byName) >= x.max {
-		x.kill(x.coldest())
+		x.kill(x.recent.Back().Value.(*keyCopy).name) //nolint:forcetypeassert // the only type in it
 	}
-	x.tick++
-	x.byName[name] = &keyCopy{h: h, of: original, used: x.tick}
+	k := &keyCopy{name: name, h: h, of: original}
+	k.place = x.recent.PushFront(k)
+	x.byName[name] = k
 	return true
 }
 
@@ -151,17 +154,6 @@ func (x *copies) refuse(name objectName) {
 	defer x.mu.Unlock()
 	delete(x.wanted, name)
 	x.uses[name] = copyRefused
-}
-
-// coldest returns the copy whose last use is longest ago. The caller holds mu.
-func (x *copies) coldest() (name objectName) {
-	var oldest uint64
-	for n, k := range x.byName {
-		if oldest == 0 || k.used < oldest {
-			name, oldest = n, k.used
-		}
-	}
-	return name
 }
 
 // len returns how many copies are in use.

@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -150,6 +151,36 @@ func TestCopiesAreBounded(t *testing.T) {
 	c.copies.mu.Unlock()
 	for _, k := range keys {
 		works(t, k)
+	}
+}
+
+// TestCopiesLeastRecentlyUsed: a copy that was used since stays, the other one goes.
+func TestCopiesLeastRecentlyUsed(t *testing.T) {
+	x := newCopies(2)
+	name := func(id string) objectName { return objectName{pkcs11.CKO_SECRET_KEY, id} }
+	put := func(id string, h pkcs11.ObjectHandle) {
+		for range copyAfter {
+			if k := x.acquire(name(id), h); k != nil {
+				t.Fatalf("%s has a copy before there is one", id)
+			}
+		}
+		if !x.put(name(id), h, h+100) {
+			t.Fatalf("the copy of %s is not taken", id)
+		}
+	}
+	put("a", 1)
+	put("b", 2)
+	k := x.acquire(name("a"), 1)
+	if k == nil || k.h != 101 {
+		t.Fatalf("a has the copy %v", k)
+	}
+	x.release(k)
+	put("c", 3)
+	if doomed, _, _, _ := x.next(); !slices.Equal(doomed, []pkcs11.ObjectHandle{102}) {
+		t.Errorf("the copies %v are to be destroyed, want that of b", doomed)
+	}
+	if x.acquire(name("a"), 1) == nil || x.acquire(name("c"), 3) == nil || x.acquire(name("b"), 2) != nil || x.len() != 2 || x.recent.Len() != 2 {
+		t.Errorf("%d copies, %d in order", x.len(), x.recent.Len())
 	}
 }
 

@@ -98,7 +98,7 @@ type TokenConfig struct {
 	// MaxSessions is how many calls the token does at once. Optional: 16.
 	MaxSessions int `yaml:"max_sessions,omitempty"`
 	// MaxCopies is how many keys are kept as session copies, where the token
-	// allows; -1 for none. Optional: 1024.
+	// allows; -1 for none. Optional: 16384.
 	MaxCopies int `yaml:"max_copies,omitempty"`
 	// CallTimeout bounds one call of the library. Optional: 10s.
 	CallTimeout time.Duration `yaml:"call_timeout,omitempty"`
