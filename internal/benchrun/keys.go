@@ -21,12 +21,16 @@ const fewKeys = 10
 // starts is how often a start is measured.
 const starts = 5
 
+// copiedAfter is how often a key is used until it has a session copy, and once more.
+const copiedAfter = 4
+
 // keysData is what -part keys measures.
 type keysData struct {
 	keys     int
 	figures  figures   // of serverFew and serverMany, where manyInUse is the op that uses all keys
 	starts   []float64 // seconds
 	rss      float64   // bytes, of a server with many keys that has just started
+	used     float64   // the same, when all were used
 	filled   float64   // keys made per second
 	memories []memory
 }
@@ -61,6 +65,12 @@ func (s *settings) measureKeys(ctx context.Context, m machine) (text string, err
 		s.say("started with %d keys in %.2f s", s.keys, many.started.Seconds())
 	}
 	if data.rss, err = many.idleMemory(ctx); err != nil {
+		return "", err
+	}
+	if err := s.useAll(ctx, many, s.keys, copiedAfter); err != nil {
+		return "", err
+	}
+	if data.used, err = many.metric(ctx, "process_resident_memory_bytes"); err != nil {
 		return "", err
 	}
 	for turn := range s.turns {
@@ -167,6 +177,7 @@ func (k keysData) text(machine string) string {
 		f.ratioTarget(fmt.Sprintf("Encrypt with all of %d keys in turn / %d of %d, %d callers", k.keys, fewKeys, fewKeys, fewCallers), 0.9, all, few),
 		start, heap,
 		{name: fmt.Sprintf("memory (RSS) of a server with %d keys that has just started", k.keys), none: true, unit: " MB", got: k.rss / 1e6, known: k.rss > 0},
+		{name: fmt.Sprintf("the same when all %d were used, a session copy each", k.keys), none: true, unit: " MB", got: k.used / 1e6, known: k.used > 0},
 		{name: "CreateKey with CreateAlias, of a token that fills up", none: true, unit: "/s", got: k.filled, known: k.filled > 0},
 	}
 	var b strings.Builder
