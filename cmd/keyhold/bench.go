@@ -95,7 +95,7 @@ and signature cost, and writes no audit record. Keys are made over gRPC.
 Where KEYHOLD_ADMIN_URL is set, the CPU time of the whole server process is
 shown, divided by the items that succeeded.
 
-Keys are used in no order, all of them in turn; each sender begins elsewhere.
+All keys are used, in an order that is not that of their making; each sender begins elsewhere.
 They are alias/` + benchAliasPrefix + `SPEC-N, are made when they are
 not there, and stay for the next time. --cleanup schedules their deletion.`,
 		Example: `  keyhold bench --op ping,encrypt,decrypt --concurrency 64

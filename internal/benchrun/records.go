@@ -65,7 +65,7 @@ func (s *settings) measureRecords(ctx context.Context, m machine) (text string, 
 	if err := many.stop(); err != nil {
 		return "", err
 	}
-	s.say("writing %d records: some minutes", s.records)
+	s.say("writing %d records", s.records)
 	if err := addRecords(ctx, filepath.Join(many.dir, "data"), s.records); err != nil {
 		return "", err
 	}

@@ -26,23 +26,16 @@ type compact struct {
 	text     strings.Builder
 }
 
-func (c *compact) key() *kms.KeyRecord { return take(c.many, &c.keys) }
+func (c *compact) key() *kms.KeyRecord { return &take(c.many, &c.keys)[0] }
 
-func (c *compact) alias() *kms.AliasRecord { return take(c.many, &c.aliases) }
+func (c *compact) alias() *kms.AliasRecord { return &take(c.many, &c.aliases)[0] }
 
 // version appends one to a key's versions. Nearly all keys have one.
 func (c *compact) version(to []kms.KeyVersion, v kms.KeyVersion) []kms.KeyVersion {
 	if len(to) > 0 {
 		return append(to, v)
 	}
-	if !c.many {
-		return []kms.KeyVersion{v}
-	}
-	if len(c.versions) == 0 {
-		c.versions = make([]kms.KeyVersion, chunkRecords)
-	}
-	one := c.versions[:1:1] // a second version does not go where the next key's is
-	c.versions = c.versions[1:]
+	one := take(c.many, &c.versions)
 	one[0] = v
 	return one
 }
@@ -61,17 +54,17 @@ func (c *compact) string(s string) string {
 	return c.text.String()[at:]
 }
 
-// take returns a new T, of a chunk if there will be many.
-func take[T any](many bool, chunk *[]T) *T {
+// take returns one new T, of a chunk if there will be many.
+func take[T any](many bool, chunk *[]T) []T {
 	if !many {
-		return new(T)
+		return make([]T, 1)
 	}
 	if len(*chunk) == 0 {
 		*chunk = make([]T, chunkRecords)
 	}
-	v := &(*chunk)[0]
+	one := (*chunk)[:1:1] // what is appended to it does not go where the next one is
 	*chunk = (*chunk)[1:]
-	return v
+	return one
 }
 
 // once returns the one copy of a string that many records have alike.

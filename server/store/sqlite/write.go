@@ -81,14 +81,19 @@ func (s *Store) InsertKey(ctx context.Context, r *kms.KeyRecord) error {
 }
 
 func (s *Store) insertKey(ctx context.Context, r *kms.KeyRecord) error {
-	if r.Revision != 0 {
-		return fmt.Errorf("a new record is at revision 0, not %d", r.Revision)
-	}
-	names, err := checkedNames(r)
+	names, err := checkNewKey(r)
 	if err != nil {
 		return err
 	}
 	return s.change(ctx, func(ctx context.Context, tx *sql.Tx) error { return insertKeyRows(ctx, tx, r, names) })
+}
+
+// checkNewKey returns the names of a record that may be inserted.
+func checkNewKey(r *kms.KeyRecord) (keyNames, error) {
+	if r.Revision != 0 {
+		return keyNames{}, fmt.Errorf("a new record is at revision 0, not %d", r.Revision)
+	}
+	return checkedNames(r)
 }
 
 // insertKeyRows inserts a record with its parts.
@@ -160,13 +165,20 @@ func (s *Store) InsertAlias(ctx context.Context, a *kms.AliasRecord) error {
 }
 
 func (s *Store) insertAlias(ctx context.Context, a *kms.AliasRecord) error {
+	if err := checkNewAlias(a); err != nil {
+		return err
+	}
+	return s.change(ctx, func(ctx context.Context, tx *sql.Tx) error { return insertAliasRow(ctx, tx, a) })
+}
+
+func checkNewAlias(a *kms.AliasRecord) error {
 	if a.Revision != 0 {
 		return fmt.Errorf("a new record is at revision 0, not %d", a.Revision)
 	}
 	if err := checkAlias(a); err != nil {
 		return fmt.Errorf("record refused: %w", err)
 	}
-	return s.change(ctx, func(ctx context.Context, tx *sql.Tx) error { return insertAliasRow(ctx, tx, a) })
+	return nil
 }
 
 func insertAliasRow(ctx context.Context, tx *sql.Tx, a *kms.AliasRecord) error {

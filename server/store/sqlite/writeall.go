@@ -3,7 +3,6 @@ package sqlite
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 
 	"github.com/keyhold/keyhold/server/kms"
@@ -30,19 +29,12 @@ func (s *Store) insertAll(ctx context.Context, all *kms.Snapshot) error {
 	names := make([]keyNames, len(all.Keys))
 	for i, r := range all.Keys {
 		var err error
-		if names[i], err = checkedNames(r); err == nil && r.Revision != 0 {
-			err = errors.New("a new record is at revision 0")
-		}
-		if err != nil {
+		if names[i], err = checkNewKey(r); err != nil {
 			return fmt.Errorf("key %s: %w", r.ID, err)
 		}
 	}
 	for _, a := range all.Aliases {
-		err := checkAlias(a)
-		if err == nil && a.Revision != 0 {
-			err = errors.New("a new record is at revision 0")
-		}
-		if err != nil {
+		if err := checkNewAlias(a); err != nil {
 			return fmt.Errorf("%s: %w", a.Name, err)
 		}
 	}
