@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"sync/atomic"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -57,16 +56,16 @@ func joinBatches(ops map[string]*operation) error {
 	return nil
 }
 
-// batch is step 11 of a batch: steps 2 to 11 of each item, in lanes side by side.
-// A lane waits for a place among those of all batches, first come, first served,
-// and gives it back after a turn: a batch cannot keep a later one waiting until it
-// has ended, nor single requests at all.
+// batch is step 11 of a batch: steps 2 to 10 of each item, one after the other,
+// and step 11 in lanes. A lane waits for a place among those of all batches, first
+// come, first served, and gives it back after a turn: a batch cannot keep a later
+// one waiting until it has ended, nor single requests at all.
 func (s *Service) batch(ctx context.Context, c *call, r *keyholdv1.BatchRequest) (*keyholdv1.BatchResponse, error) {
 	ctx, cancel := leaveTime(ctx)
 	defer cancel()
-	b := &batchRun{s: s, c: c, items: r.GetItems(), places: s.batchPlaces[c.region], done: make([]atomic.Pointer[batchItem], len(r.GetItems()))}
+	b := newBatchRun(s, c, r.GetItems())
+	b.prepare(ctx)
 	b.lanes.Add(1)
-	b.addLanes(ctx, min(cap(b.places.short), len(b.items)/laneItems)-1)
 	b.lane(ctx)
 	b.group.Wait()
 	c.items = make([]*batchItem, len(b.items))
@@ -93,14 +92,27 @@ func (c *call) newItem(i int, item *keyholdv1.BatchItem) *batchItem {
 	return it
 }
 
-// carryOut runs steps 2 to 11 of an item. The error is that of the steps.
-func (s *Service) carryOut(ctx context.Context, it *batchItem) (err error) {
-	if it.resp, err = s.perform(withTiming(ctx, &it.timing), &it.call); err != nil {
-		it.failure, it.resp = asError(it.op, err), nil
+// prepareItem runs steps 2 to 10 of an item, and tells whether step 11 is left.
+func (s *Service) prepareItem(ctx context.Context, it *batchItem) bool {
+	if err := s.prepare(ctx, &it.call); err != nil {
+		it.failure = asError(it.op, err)
 	}
 	// The batch itself is under way until its records are durable.
 	if it.entered {
 		s.throttle.leave()
+	}
+	return it.failure == nil
+}
+
+// actItem runs step 11 of an item, which may be in vain. The error is that of the
+// step.
+func (s *Service) actItem(ctx context.Context, it *batchItem) (err error) {
+	if err = ctx.Err(); err == nil {
+		it.resp, err = s.act(withTiming(ctx, &it.timing), &it.call)
+	}
+	it.failure = nil
+	if err != nil {
+		it.failure, it.resp = asError(it.op, err), nil
 	}
 	return err
 }

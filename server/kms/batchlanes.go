@@ -68,13 +68,15 @@ func (p *batchPlaces) leave(long bool) {
 const (
 	turnItems = 32
 	turnTime  = time.Millisecond
+	// longCall is what an item takes, on the average of a turn, where calls are long.
+	longCall = 50 * time.Microsecond
 	// hangTime is when a turn that is still under way counts as long.
 	hangTime = 10 * time.Millisecond
 )
 
-// laneItems is how many items of a batch a further lane is begun with for: where
-// calls are short, fewer are done sooner than another lane is awake.
-const laneItems = 25
+// laneItems is how many items are prepared before a further lane begins with them:
+// fewer are prepared sooner than another lane is awake.
+const laneItems = 32
 
 // The time that is kept of a batch's own to answer in: a tenth of what is left, and
 // no more than answerTime.
@@ -97,12 +99,62 @@ type batchRun struct {
 	items  []*keyholdv1.BatchItem
 	places *batchPlaces
 	lanes  atomic.Int32
-	long   atomic.Bool    // a turn took long
+	long   atomic.Bool    // calls are long
 	group  sync.WaitGroup // all lanes but the batch's own goroutine
-	next   atomic.Int64   // the next item that nobody has begun
+	// ready are the items that steps 2 to 10 let pass; nReady says how many there
+	// are so far. The first next of them have been begun.
+	ready        []readyItem
+	nReady, next atomic.Int64
 	// done are the items that have been carried out. An item that hangs belongs to
 	// whoever runs it until it is here, and is none of ours once another is.
 	done []atomic.Pointer[batchItem]
+}
+
+// readyItem is the i-th item of a batch.
+type readyItem struct {
+	i  int
+	it *batchItem
+}
+
+func newBatchRun(s *Service, c *call, items []*keyholdv1.BatchItem) *batchRun {
+	return &batchRun{
+		s: s, c: c, items: items, places: s.batchPlaces[c.region],
+		ready: make([]readyItem, len(items)), done: make([]atomic.Pointer[batchItem], len(items)),
+	}
+}
+
+// prepare prepares all items. Where there are many, a lane begins with those that
+// are ready.
+func (b *batchRun) prepare(ctx context.Context) {
+	n := 0
+	for i := range b.items {
+		it := b.c.newItem(i, b.items[i])
+		if !b.s.prepareItem(ctx, it) {
+			b.done[i].Store(it)
+			continue
+		}
+		b.ready[n] = readyItem{i, it}
+		if n++; n%laneItems == 0 && n < len(b.items) {
+			b.nReady.Store(int64(n))
+			if b.lanes.Load() == 0 {
+				b.addLanes(ctx, 1)
+			}
+		}
+	}
+	b.nReady.Store(int64(n))
+}
+
+// claim returns an item that is ready and that nobody has begun, or nil.
+func (b *batchRun) claim() *readyItem {
+	for {
+		n := b.next.Load()
+		if n >= b.nReady.Load() {
+			return nil
+		}
+		if b.next.CompareAndSwap(n, n+1) {
+			return &b.ready[n]
+		}
+	}
 }
 
 // addLanes starts up to n lanes, as far as there are places.
@@ -116,11 +168,13 @@ func (b *batchRun) addLanes(ctx context.Context, n int) {
 	}
 }
 
-// left returns how many items nobody has begun.
-func (b *batchRun) left() int { return max(0, len(b.items)-int(b.next.Load())) }
+// left returns how many items are ready that nobody has begun.
+func (b *batchRun) left() int { return int(b.nReady.Load() - b.next.Load()) }
 
-// lane carries out items, one after the other, until all have been begun.
+// lane carries out items that are ready, one after the other, until all of them
+// have been begun. It is one of b.lanes.
 func (b *batchRun) lane(ctx context.Context) {
+	defer b.lanes.Add(-1)
 	lender, _ := b.s.regions[b.c.region].(Lender)
 	for b.left() > 0 {
 		long := b.long.Load()
@@ -128,17 +182,16 @@ func (b *batchRun) lane(ctx context.Context) {
 			b.turn(ctx) // all that is left ends before the key store is asked
 			continue
 		}
-		began := time.Now()
 		over := b.watch(ctx)
-		var again atomic.Int64
-		if lender == nil || !lender.Lend(ctx, func(ctx context.Context) { again.Store(int64(b.turn(ctx))) }) {
+		var again atomic.Pointer[readyItem]
+		if lender == nil || !lender.Lend(ctx, func(ctx context.Context) { again.Store(b.turn(ctx)) }) {
 			b.turn(ctx)
-		} else if i := int(again.Load()) - 1; i >= 0 {
-			b.do(ctx, i) // it could not be done under a loan
+		} else if r := again.Load(); r != nil {
+			b.do(ctx, r) // it could not be done under a loan
 		}
 		over()
 		b.places.leave(long)
-		if time.Since(began) > turnTime {
+		if b.long.Load() {
 			b.widen(ctx)
 		}
 	}
@@ -171,33 +224,36 @@ func (b *batchRun) watch(ctx context.Context) (over func()) {
 	}
 }
 
-// turn carries out a few items. It returns 0 or, where an item cannot be done under
-// the loan that ctx is of, that item's index plus one, and ends.
-func (b *batchRun) turn(ctx context.Context) int {
+// turn carries out a few items. It returns nil or, where an item cannot be done
+// under the loan that ctx is of, that item, and ends.
+func (b *batchRun) turn(ctx context.Context) *readyItem {
 	began := time.Now()
-	for range turnItems {
-		i := int(b.next.Add(1)) - 1
-		if i >= len(b.items) {
-			return 0
+	for n := range turnItems {
+		r := b.claim()
+		if r == nil {
+			return nil
 		}
-		if !b.do(ctx, i) {
-			return i + 1
+		if !b.do(ctx, r) {
+			return r
 		}
-		if ctx.Err() != nil || time.Since(began) > turnTime {
-			return 0
+		took := time.Since(began)
+		if took > turnTime/2 && int(took/longCall) > n {
+			b.long.Store(true)
+		}
+		if ctx.Err() != nil || took > turnTime {
+			return nil
 		}
 	}
-	return 0
+	return nil
 }
 
 // do carries out an item, and tells whether that could be done here.
-func (b *batchRun) do(ctx context.Context, i int) bool {
-	it := b.c.newItem(i, b.items[i])
-	if err := b.s.carryOut(ctx, it); errors.Is(err, ErrLoanOver) {
+func (b *batchRun) do(ctx context.Context, r *readyItem) bool {
+	if err := b.s.actItem(ctx, r.it); errors.Is(err, ErrLoanOver) {
 		return false
 	}
-	if !b.done[i].CompareAndSwap(nil, it) {
-		Wipe(it.resp) // it hung, and has been answered without this
+	if !b.done[r.i].CompareAndSwap(nil, r.it) {
+		Wipe(r.it.resp) // it hung, and has been answered without this
 	}
 	return true
 }

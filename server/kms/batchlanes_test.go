@@ -217,6 +217,74 @@ func TestBatchesAtOnce(t *testing.T) {
 	group.Wait()
 }
 
+// Batches of every length around a lane's share, with refusals all over: each item
+// has its own result, and is done once or not at all.
+func TestBatchInPieces(t *testing.T) {
+	t.Parallel()
+	fake := &lendingStore{fakeStore: newFakeStore()}
+	w := buildWorld(t, fake)
+	aes := w.newAESKey()
+	for _, n := range []int{1, 31, 32, 33, 63, 64, 65, 96, 97, 100} {
+		for _, refused := range []int{1, 2, 3, n + 1} { // every how-manieth
+			var reqs []proto.Message
+			good := 0
+			for i := range n {
+				if (i+1)%refused == 0 {
+					reqs = append(reqs, encryptItem(unknownID, "x"))
+					continue
+				}
+				reqs = append(reqs, encryptItem(aes, fmt.Sprint(i)))
+				good++
+			}
+			before := fake.count("Seal")
+			results := w.batch(reqs...)
+			if sealed := int(fake.count("Seal") - before); sealed != good {
+				t.Errorf("%d items, %d of them good: %d were sealed", n, good, sealed)
+			}
+			for i, r := range results {
+				if (i+1)%refused == 0 {
+					if r.GetError().GetException() != string(kms.CodeNotFound) {
+						t.Errorf("item %d of %d, which is refused: %v", i, n, r)
+					}
+				} else if got := w.decrypt(r.GetEncrypt().GetCiphertextBlob(), nil); string(got) != fmt.Sprint(i) {
+					t.Errorf("item %d of %d opens to %q", i, n, got)
+				}
+			}
+		}
+	}
+}
+
+// What is refused does not wait for the key store.
+func TestBatchOfRefusalsDoesNotWait(t *testing.T) {
+	t.Parallel()
+	fake := newFakeStore()
+	w := buildWorld(t, narrowStore{fake}) // two places for batches
+	aes := w.newAESKey()
+	arrived, release := make(chan struct{}, 100), make(chan struct{})
+	hold := func(_ context.Context, call string) error {
+		if call == "Seal" {
+			arrived <- struct{}{}
+			<-release
+		}
+		return nil
+	}
+	fake.before.Store(&hold)
+	var group sync.WaitGroup
+	for range 3 {
+		group.Go(func() { w.batch(slices.Repeat([]proto.Message{encryptItem(aes, "x")}, 5)...) })
+	}
+	for range 2 {
+		<-arrived
+	}
+	for i, r := range w.batch(slices.Repeat([]proto.Message{encryptItem(unknownID, "x")}, 100)...) {
+		if r.GetError().GetException() != string(kms.CodeNotFound) {
+			t.Errorf("item %d: %v", i, r)
+		}
+	}
+	close(release)
+	group.Wait()
+}
+
 // lendingStore lends as a token does: its caller leaves when its time is over, and
 // what runs goes on.
 type lendingStore struct {

@@ -132,60 +132,73 @@ func (s *Service) handle(ctx context.Context, c *call) (proto.Message, *Error) {
 	return resp, nil
 }
 
-// perform runs steps 2 to 11. A panic in them is one request's internal
-// error: it must not take the others down.
-func (s *Service) perform(ctx context.Context, c *call) (resp proto.Message, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			resp, err = nil, internalError(fmt.Errorf("panic in %s: %v\n%s", c.op.name, p, debug.Stack()))
-		}
-	}()
+// perform runs steps 2 to 11.
+func (s *Service) perform(ctx context.Context, c *call) (proto.Message, error) {
+	if err := s.prepare(ctx, c); err != nil {
+		return nil, err
+	}
+	return s.act(ctx, c)
+}
+
+// calm makes a panic one request's internal error: it must not take the others
+// down. It is deferred.
+func calm(op *operation, err *error) {
+	if p := recover(); p != nil {
+		*err = internalError(fmt.Errorf("panic in %s: %v\n%s", op.name, p, debug.Stack()))
+	}
+}
+
+// act is step 11. What it answers beside an error is none.
+func (s *Service) act(ctx context.Context, c *call) (resp proto.Message, err error) {
+	defer calm(c.op, &err)
+	return c.op.act(ctx, s, c)
+}
+
+// prepare runs steps 2 to 10, which do not wait for a key store.
+func (s *Service) prepare(ctx context.Context, c *call) (err error) {
+	defer calm(c.op, &err)
 	// Step 2: validate. What a door could not decode ends here.
 	if c.malformed != "" {
-		return nil, invalidField("request", "%s", c.malformed)
+		return invalidField("request", "%s", c.malformed)
 	}
 	if err := s.validate(c); err != nil {
-		return nil, err
+		return err
 	}
 	// Step 3: throttle. Left by handle: a request is under way until its record
 	// is durable. The rate is that of a batch's items.
 	c.entered = true
 	if err := s.throttle.enter(c.caller.Principal.Account, c.op.spec.GetPlane(), c.op.spec.GetBatch()); err != nil {
-		return nil, err
+		return err
 	}
 	if s.regions[c.region] == nil {
-		return nil, errorf(CodeAccessDenied, "The region %q is not served here.", clip(string(c.region)))
+		return errorf(CodeAccessDenied, "The region %q is not served here.", clip(string(c.region)))
 	}
 	// What is declared and not built ends here, for everybody alike: before
 	// anything is said of keys.
 	if c.op.spec.GetUnbuilt() {
-		return nil, errUnbuilt(c.op)
+		return errUnbuilt(c.op)
 	}
 	// Steps 4 and 5: parse the blob, resolve keys and aliases.
 	if err := s.resolve(c); err != nil {
-		return nil, err
+		return err
 	}
 	// Step 6: authorise each (action, resource).
 	if err := s.authorise(c); err != nil {
-		return nil, err
+		return err
 	}
 	// Steps 7 and 8: key state, usage.
 	if err := s.checkKeys(c); err != nil {
-		return nil, err
+		return err
 	}
 	// Step 9: a dry run ends here.
 	if d, ok := c.req.(interface{ GetDryRun() bool }); ok && d.GetDryRun() {
-		return nil, errorf(CodeDryRun, "The request would have succeeded, but the DryRun option is set.")
+		return errorf(CodeDryRun, "The request would have succeeded, but the DryRun option is set.")
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		return err
 	}
 	// Step 10: record the intent of what changes keys.
-	if err := s.recordIntent(ctx, c); err != nil {
-		return nil, err
-	}
-	// Step 11: act.
-	return c.op.act(ctx, s, c)
+	return s.recordIntent(ctx, c)
 }
 
 // resolve is steps 4 and 5: every resource that the operation's permissions
