@@ -198,13 +198,12 @@ type keyName struct {
 // Key returns the key with that CKA_ID. It does no I/O: whether the token has such a key is found out by its first use. The same arguments
 // give the same *Key as long as it is neither released nor destroyed.
 func (t *Token) Key(spec KeySpec, purpose Purpose, id []byte) *Key {
-	name := keyName{string(id), spec, purpose}
 	t.keysMu.Lock()
 	defer t.keysMu.Unlock()
-	k := t.keys[name]
+	k := t.keys[keyName{string(id), spec, purpose}]
 	if k == nil {
-		k = &Key{t: t, spec: spec, purpose: purpose, id: name.id}
-		t.keys[name] = k
+		k = &Key{t: t, spec: spec, purpose: purpose, id: string(id)}
+		t.keys[keyName{k.id, spec, purpose}] = k
 	}
 	return k
 }

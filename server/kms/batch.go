@@ -27,6 +27,8 @@ type batchItem struct {
 	failure *Error
 	// result is where the answer goes; nil for an item without a request.
 	result protoreflect.FieldDescriptor
+	// place is the fact that says which item it is; there may be one more.
+	place [2]audit.Member
 }
 
 // joinBatches finds, for operations that carry others, which ones: the request
@@ -77,7 +79,9 @@ func (s *Service) batch(ctx context.Context, c *call, r *keyholdv1.BatchRequest)
 
 // newItem makes the i-th item's call.
 func (c *call) newItem(i int, item *keyholdv1.BatchItem) *batchItem {
-	it := &batchItem{call: call{op: c.op, caller: c.caller, region: c.region, start: c.start, facts: []audit.Member{{Key: "batchItem", Value: strconv.Itoa(i)}}}}
+	it := &batchItem{call: call{op: c.op, caller: c.caller, region: c.region, start: c.start}}
+	it.place[0] = audit.Member{Key: "batchItem", Value: strconv.Itoa(i)}
+	it.facts = it.place[:1]
 	m := item.ProtoReflect()
 	fd := m.WhichOneof(m.Descriptor().Oneofs().ByName("request"))
 	if fd == nil {

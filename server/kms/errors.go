@@ -136,10 +136,11 @@ func invalidField(field, format string, args ...any) *Error {
 // asError turns what an operation returned into an *Error that the operation
 // may answer with.
 func asError(op *operation, err error) *Error {
+	if err == nil {
+		return nil
+	}
 	var e *Error
 	switch {
-	case err == nil:
-		return nil
 	case errors.As(err, &e):
 		return e
 	case errors.Is(err, context.DeadlineExceeded):

@@ -28,6 +28,8 @@ type call struct {
 	// subjects are what the request is about, one per permission of the
 	// operation (step 5).
 	subjects []subject
+	// room is for most operations' subjects.
+	room [2]subject
 	// malformed is what a door found wrong with a request that it could not
 	// decode; there is no req then.
 	malformed string
@@ -204,7 +206,11 @@ func (s *Service) prepare(ctx context.Context, c *call) (err error) {
 // resolve is steps 4 and 5: every resource that the operation's permissions
 // name, in their order.
 func (s *Service) resolve(c *call) error {
-	c.subjects = make([]subject, len(c.op.fields))
+	if n := len(c.op.fields); n <= len(c.room) {
+		c.subjects = c.room[:n]
+	} else {
+		c.subjects = make([]subject, n)
+	}
 	m := c.req.ProtoReflect()
 	for i, fd := range c.op.fields {
 		var err error

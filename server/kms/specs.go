@@ -28,8 +28,20 @@ type specFacts struct {
 	secretBytes int
 }
 
-// factsOf returns the zero value for what is no key spec.
-func factsOf(spec keyholdv1.KeySpec) specFacts {
+// allFacts has the facts of each key spec. It is never changed.
+var allFacts = func() map[keyholdv1.KeySpec]specFacts {
+	all := make(map[keyholdv1.KeySpec]specFacts)
+	for n := range keyholdv1.KeySpec_name {
+		all[keyholdv1.KeySpec(n)] = findFacts(keyholdv1.KeySpec(n))
+	}
+	return all
+}()
+
+// factsOf returns the zero value for what is no key spec. What is in it must not
+// be changed.
+func factsOf(spec keyholdv1.KeySpec) specFacts { return allFacts[spec] }
+
+func findFacts(spec keyholdv1.KeySpec) specFacts {
 	const (
 		encrypt = keyholdv1.KeyUsageType_KEY_USAGE_TYPE_ENCRYPT_DECRYPT
 		sign    = keyholdv1.KeyUsageType_KEY_USAGE_TYPE_SIGN_VERIFY
@@ -94,19 +106,26 @@ func rsaSigning() []keyholdv1.SigningAlgorithmSpec {
 	}
 }
 
-// encryptionAlgorithms returns what Encrypt and Decrypt take with such a key.
+// The algorithms of encryption. They are never changed.
+var (
+	symmetricAlgorithms = []keyholdv1.EncryptionAlgorithmSpec{keyholdv1.EncryptionAlgorithmSpec_ENCRYPTION_ALGORITHM_SPEC_SYMMETRIC_DEFAULT}
+	oaepAlgorithms      = []keyholdv1.EncryptionAlgorithmSpec{
+		keyholdv1.EncryptionAlgorithmSpec_ENCRYPTION_ALGORITHM_SPEC_RSAES_OAEP_SHA_1,
+		keyholdv1.EncryptionAlgorithmSpec_ENCRYPTION_ALGORITHM_SPEC_RSAES_OAEP_SHA_256,
+	}
+)
+
+// encryptionAlgorithms returns what Encrypt and Decrypt take with such a key. It
+// must not be changed.
 func encryptionAlgorithms(spec keyholdv1.KeySpec, usage keyholdv1.KeyUsageType) []keyholdv1.EncryptionAlgorithmSpec {
 	f := factsOf(spec)
 	switch {
 	case usage != keyholdv1.KeyUsageType_KEY_USAGE_TYPE_ENCRYPT_DECRYPT:
 		return nil
 	case f.kind == kindSymmetric:
-		return []keyholdv1.EncryptionAlgorithmSpec{keyholdv1.EncryptionAlgorithmSpec_ENCRYPTION_ALGORITHM_SPEC_SYMMETRIC_DEFAULT}
+		return symmetricAlgorithms
 	}
-	return []keyholdv1.EncryptionAlgorithmSpec{
-		keyholdv1.EncryptionAlgorithmSpec_ENCRYPTION_ALGORITHM_SPEC_RSAES_OAEP_SHA_1,
-		keyholdv1.EncryptionAlgorithmSpec_ENCRYPTION_ALGORITHM_SPEC_RSAES_OAEP_SHA_256,
-	}
+	return oaepAlgorithms
 }
 
 // signingAlgorithms returns what Sign and Verify take with such a key.
