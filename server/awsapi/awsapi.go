@@ -59,7 +59,7 @@ const (
 	writeStall = 30 * time.Second
 	// cutGrace is how long requests may take to notice that they were cut.
 	cutGrace = 5 * time.Second
-	// idleTimeout is longer than the SDKs keep idle connections.
+	// idleTimeout is longer than the SDKs keep idle connections. See also keepsStranger.
 	idleTimeout = 2 * time.Minute
 )
 
@@ -89,8 +89,8 @@ type Keys interface {
 	Caller(v sigv4.Verified) (*identity.Principal, error)
 }
 
-// Config is what a Server is made of. All fields but TLS and
-// Failures are required.
+// Config is what a Server is made of. All fields but TLS, Failures and Now are
+// required.
 type Config struct {
 	Core Core
 	// Verifier verifies signatures; it must have all regions that are served.
@@ -109,6 +109,8 @@ type Config struct {
 	Throttled func()
 	// Failures bounds how many are told why. Its zero value is for production.
 	Failures door.FailureLimits
+	// Now is the clock by which connections are of use: time.Now.
+	Now func() time.Time
 }
 
 // Server is the door. It may be used concurrently.
@@ -124,12 +126,16 @@ type Server struct {
 	// of the service's own faults.
 	strangers, faults *door.SparingLog
 	failures          *door.Failures
+	began             time.Time // when it was made
 }
 
 // New makes a Server that serves nothing yet.
 func New(cfg Config) (*Server, error) {
 	if cfg.MaxConnections < 1 {
 		return nil, errors.New("awsapi: MaxConnections must be positive")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
 	operations, err := findOperations()
 	if err != nil {
@@ -138,11 +144,11 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, operations: operations, room: semaphore.NewWeighted(bodyRoomBytes), roomWait: maxRoomWait,
 		codec: newCodec(), strangers: door.NewSparingLog(cfg.Logger), faults: door.NewSparingLog(cfg.Logger),
-		failures: door.NewFailures(cfg.Failures),
+		failures: door.NewFailures(cfg.Failures), began: cfg.Now(),
 	}
 	s.http = &http.Server{
 		Handler: s, TLSConfig: cfg.TLS, ReadHeaderTimeout: readHeaderTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout,
-		IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes, ConnContext: withConnRoom,
+		IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes, ConnContext: s.withConn,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerConnection: maxBodyBytes, MaxReceiveBufferPerStream: maxBodyBytes, WriteByteTimeout: writeStall,
 		},

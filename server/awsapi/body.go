@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 
 	"golang.org/x/sync/semaphore"
@@ -15,21 +14,14 @@ const firstBodyBytes = 4 << 10
 
 var errTooLarge = errors.New("the body is too large")
 
-// connRoom is the key of a connection's room for small bodies.
-type connRoom struct{}
-
-func withConnRoom(ctx context.Context, _ net.Conn) context.Context {
-	return context.WithValue(ctx, connRoom{}, semaphore.NewWeighted(connRoomBytes))
-}
-
 // roomFor returns where there must be room for a body of n bytes, -1 if it does not
 // say, and how much.
 func (s *Server) roomFor(r *http.Request, n int64) (*semaphore.Weighted, int64) {
 	if n < 0 {
 		return s.room, maxBodyBytes
 	}
-	if own, ok := r.Context().Value(connRoom{}).(*semaphore.Weighted); ok && n <= smallBodyBytes {
-		return own, n
+	if c := connOf(r); c != nil && n <= smallBodyBytes {
+		return c.room, n
 	}
 	return s.room, n
 }

@@ -16,6 +16,8 @@ const (
 	ConnRoomBytes  = connRoomBytes
 	BodyRoomBytes  = bodyRoomBytes
 	AnswerBytes    = answerBytes
+	MaxStreams     = maxStreams
+	IdleTimeout    = idleTimeout
 )
 
 // SetTimeouts makes the door less patient. Before Serve.

@@ -149,6 +149,7 @@ type served struct {
 	refused atomic.Int64
 	// throttled are those of refused that were not told why.
 	throttled atomic.Int64
+	accepted  atomic.Int64 // connections
 	ahead     atomic.Int64 // of the clock, in nanoseconds
 	// header and body are timeouts, where they are not the door's own.
 	header, body time.Duration
@@ -156,6 +157,20 @@ type served struct {
 	room time.Duration
 	// stop drains until ctx ends, then cuts. Only the first stop counts.
 	stop func(ctx context.Context)
+}
+
+// counting is a listener that counts connections.
+type counting struct {
+	net.Listener
+	accepted *atomic.Int64
+}
+
+func (l counting) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err == nil {
+		l.accepted.Add(1)
+	}
+	return conn, err
 }
 
 // option changes what open makes.
@@ -211,17 +226,15 @@ func open(t testing.TB, c awsapi.Core, options ...option) *served {
 	t.Helper()
 	s := &served{t: t, signer: signerOf(), logs: &logBuffer{}}
 	s.keys = &keys{secrets: map[string]string{s.signer.AccessKeyID: s.signer.Secret}}
-	verifier, err := sigv4.New(sigv4.Config{
-		Credentials: s.keys, Regions: []string{region}, AllowQuery: true,
-		Now: func() time.Time { return time.Now().Add(time.Duration(s.ahead.Load())) },
-	})
+	now := func() time.Time { return time.Now().Add(time.Duration(s.ahead.Load())) }
+	verifier, err := sigv4.New(sigv4.Config{Credentials: s.keys, Regions: []string{region}, AllowQuery: true, Now: now})
 	if err != nil {
 		t.Fatal(err)
 	}
 	cfg := awsapi.Config{
 		Core: c, Verifier: verifier, Keys: s.keys, MaxConnections: 256,
 		Logger:  slog.New(slog.NewTextHandler(s.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
-		Refused: func() { s.refused.Add(1) }, Throttled: func() { s.throttled.Add(1) },
+		Refused: func() { s.refused.Add(1) }, Throttled: func() { s.throttled.Add(1) }, Now: now,
 	}
 	s.client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}
 	for _, o := range options {
@@ -246,7 +259,7 @@ func open(t testing.TB, c awsapi.Core, options ...option) *served {
 		s.url = "https://" + s.address + "/"
 	}
 	done := make(chan error, 1)
-	go func() { done <- s.Serve(l) }()
+	go func() { done <- s.Serve(counting{l, &s.accepted}) }()
 	var once sync.Once
 	s.stop = func(ctx context.Context) {
 		once.Do(func() {

@@ -40,8 +40,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		service = serviceSTS
 	}
 	fail := func(f *failure) {
-		if !known && f.status < http.StatusInternalServerError {
-			// Strangers keep no place among the connections.
+		if !known && f.status < http.StatusInternalServerError && !s.keepsStranger(r) {
+			// Strangers keep no place among the connections. On HTTP/2 this is GOAWAY.
 			w.Header().Set("Connection", "close")
 		}
 		if service == serviceSTS {
@@ -74,6 +74,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		var caller *identity.Caller
 		if caller, fault = s.authenticate(ctx, r, requestID, service, body); fault == nil {
 			known = true
+			s.noteUse(r)
 			if service == serviceSTS {
 				fault = s.serveQuery(ctx, w, r, caller, body)
 			} else {

@@ -171,29 +171,6 @@ func TestPipelined(t *testing.T) {
 	c.wantClosed(t, "a stranger")
 }
 
-// TestStrangersKeepNoConnection: whoever is not authenticated is hung up on, so that
-// nobody takes all connections with one request each.
-func TestStrangersKeepNoConnection(t *testing.T) {
-	t.Parallel()
-	for _, options := range [][]option{nil, {overTLS("h2")}} {
-		c := willing()
-		s := open(t, c, append(options, func(cfg *awsapi.Config, _ *served) { cfg.MaxConnections = 2 })...)
-		for range 20 {
-			if a := s.send(s.request("Encrypt", "{}")); a.status != http.StatusBadRequest {
-				t.Errorf("%d %s", a.status, a.body)
-			}
-			r := s.request("Encrypt", "{}")
-			r.Method = http.MethodGet
-			if a := s.send(r); a.status != http.StatusNotFound {
-				t.Errorf("%d %s", a.status, a.body)
-			}
-		}
-		if a := s.call("Encrypt", "{}x"); a.header.Get("Connection") != "" || a.status != http.StatusBadRequest {
-			t.Errorf("a caller who is known: %d, %v", a.status, a.header)
-		}
-	}
-}
-
 // TestAmbiguousFraming: what two parsers might cut differently is refused.
 func TestAmbiguousFraming(t *testing.T) {
 	t.Parallel()
