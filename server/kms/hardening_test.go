@@ -67,41 +67,101 @@ func (d *hangingDB) LeaseSeals(ctx context.Context, ref kms.Ref, n, limit uint64
 	return d.Store.LeaseSeals(ctx, ref, n, limit)
 }
 
-// TestLeaseObeysDeadline: who waits for another one's lease returns when its
-// time is over.
+// TestLeaseObeysDeadline: who waits for the lease, the one who asked for it or
+// another, returns when its time is over; what was leased then is not lost.
 func TestLeaseObeysDeadline(t *testing.T) {
 	db := &hangingDB{entered: make(chan struct{}), release: make(chan struct{})}
-	w, _ := newFakeWorld(t, withConfig(func(c *kms.Config) { db.Store = c.Store; c.Store = db }))
+	w, _ := newFakeWorld(t, withConfig(func(c *kms.Config) { db.Store = c.Store; c.Store = db; c.LeaseSeals = 80 }))
 	id := do[*keyholdv1.CreateKeyResponse](w, &keyholdv1.CreateKeyRequest{}).GetKeyMetadata().GetKeyId()
 	req := func() *keyholdv1.EncryptRequest {
 		return &keyholdv1.EncryptRequest{KeyId: id, Plaintext: []byte("x")}
 	}
-	first := make(chan *kms.Error, 1)
-	go func() { _, err := try[proto.Message](w, req()); first <- err }()
-	<-db.entered
-	second := make(chan *kms.Error, 1)
-	go func() {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-		defer cancel()
-		_, err := tryIn[proto.Message](ctx, w, alice(), req())
-		second <- err
-	}()
-	select {
-	case err := <-second:
-		if err == nil || !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("the second request ended with %v", err)
-		}
-	case <-time.After(3 * time.Second):
-		t.Error("a request waits for the database beyond its deadline")
+	ask := func(ctx context.Context) <-chan *kms.Error {
+		answer := make(chan *kms.Error, 1)
+		go func() { _, err := tryIn[proto.Message](ctx, w, alice(), req()); answer <- err }()
+		return answer
 	}
-	close(db.release)
-	go func() {
-		for range db.entered { // leases that follow
+	ctx, cancel := context.WithCancel(t.Context())
+	first := ask(ctx)
+	<-db.entered
+	cancel()
+	stay := ask(t.Context())
+	ctx, cancel = context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	for want, left := range map[error]<-chan *kms.Error{context.Canceled: first, context.DeadlineExceeded: ask(ctx)} {
+		select {
+		case err := <-left:
+			if err == nil || !errors.Is(err, want) {
+				t.Errorf("a request ended with %v, want %v", err, want)
+			}
+		case <-time.After(3 * time.Second):
+			t.Errorf("a request waits for the database beyond its time, want %v", want)
 		}
-	}()
-	if err := <-first; err != nil {
+	}
+	close(db.release) // a second lease would be stuck at entered
+	if err := <-stay; err != nil {
 		t.Error(describe(err))
 	}
+	stored, err := w.db.Key(t.Context(), kms.KeyID(id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if count, err := w.db.SealCount(t.Context(), stored.Current().Ref); err != nil || count != 80 {
+		t.Errorf("%d seals were leased, %v, want one lease of 80", count, err)
+	}
+}
+
+// TestHangingLeasesAreBounded: while the database hangs, no more of it is asked
+// than requests may be under way, however many come and leave.
+func TestHangingLeasesAreBounded(t *testing.T) {
+	const most = 2
+	db := &hangingDB{entered: make(chan struct{}, 100), release: make(chan struct{})}
+	w, _ := newFakeWorld(t, withConfig(func(c *kms.Config) { db.Store = c.Store; c.Store = db; c.Limits.InFlight = most }))
+	var ids []string
+	for range 3 * most {
+		ids = append(ids, w.newAESKey())
+	}
+	for _, id := range ids {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		if _, err := tryIn[proto.Message](ctx, w, alice(), &keyholdv1.EncryptRequest{KeyId: id, Plaintext: []byte("x")}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("refused with %v", err)
+		}
+		cancel()
+	}
+	if n := len(db.entered); n > most {
+		t.Errorf("%d leases hang, want at most %d", n, most)
+	}
+	close(db.release)
+	for _, id := range ids {
+		w.encrypt(id, []byte("x"), nil)
+	}
+}
+
+// panickingDB panics when it is asked for a lease, as long as it is told to.
+type panickingDB struct {
+	kms.Store
+	calm atomic.Bool
+}
+
+func (d *panickingDB) LeaseSeals(ctx context.Context, ref kms.Ref, n, limit uint64) (uint64, uint64, error) {
+	if !d.calm.Load() {
+		panic("a fault of the test")
+	}
+	return d.Store.LeaseSeals(ctx, ref, n, limit)
+}
+
+// TestPanicInLease: it is one request's error, and the key goes on.
+func TestPanicInLease(t *testing.T) {
+	db := &panickingDB{}
+	w, _ := newFakeWorld(t, withConfig(func(c *kms.Config) { db.Store = c.Store; c.Store = db }))
+	id := w.newAESKey()
+	for range 2 {
+		if e := refuse(w, &keyholdv1.EncryptRequest{KeyId: id, Plaintext: []byte("x")}, kms.CodeInternal); !strings.Contains(describe(e), "a fault of the test") {
+			t.Errorf("refused with %s", describe(e))
+		}
+	}
+	db.calm.Store(true)
+	w.encrypt(id, []byte("x"), nil)
 }
 
 // LastTick hangs as well.

@@ -3,6 +3,7 @@ package kms
 import (
 	"context"
 	"fmt"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 )
@@ -84,21 +85,44 @@ func (l *sealLease) take() (left int64, ok bool) {
 }
 
 func (s *Service) refillAndTake(ctx context.Context, e *entry, l *sealLease) error {
-	if err := l.lock(ctx); err != nil {
-		return fmt.Errorf("wait for the lease of %s: %w", e.arn, err)
-	}
-	defer l.unlock()
 	for {
+		if err := l.lock(ctx); err != nil {
+			return fmt.Errorf("wait for the lease of %s: %w", e.arn, err)
+		}
 		// Whoever held the lock before may have refilled; and those who do not
 		// need it may have used up what was filled in here.
 		if _, ok := l.take(); ok {
+			l.unlock()
 			return nil
 		}
 		if l.spent.Load() {
+			l.unlock()
 			return errorf(CodeInvalidState, "%s has encrypted 2^32 times, the safe limit of its key material. It still decrypts; create a new key and move its aliases.", e.arn)
 		}
-		if err := s.refill(ctx, e, l); err != nil {
-			return err
+		select {
+		case s.refills <- struct{}{}:
+		case <-ctx.Done():
+			l.unlock()
+			return fmt.Errorf("wait to lease encryptions of %s: %w", e.arn, ctx.Err())
+		}
+		// Not with the caller's ctx: who leaves while the lease is being written
+		// would lose it, and some 16,000 requests with a short deadline the key.
+		done := make(chan error, 1)
+		s.background.Go(func() {
+			defer l.unlock()
+			defer func() { <-s.refills }()
+			done <- s.refill(s.ctx, e, l)
+		})
+		select {
+		case err := <-done:
+			if err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the lease of %s: %w", e.arn, ctx.Err())
+		}
+		if _, ok := l.take(); ok {
+			return nil
 		}
 	}
 }
@@ -115,8 +139,14 @@ func (l *sealLease) lock(ctx context.Context) error {
 
 func (l *sealLease) unlock() { <-l.refilling }
 
-// refill adds a block to the lease, which is locked.
-func (s *Service) refill(ctx context.Context, e *entry, l *sealLease) error {
+// refill adds a block to the lease, which is locked. It runs in no request that
+// would catch a panic.
+func (s *Service) refill(ctx context.Context, e *entry, l *sealLease) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic while leasing encryptions of %s: %v\n%s", e.arn, p, debug.Stack())
+		}
+	}()
 	start, granted, err := s.store.LeaseSeals(ctx, l.ref, s.leaseSeals, maxSeals)
 	if err != nil {
 		return fmt.Errorf("lease encryptions of %s: %w", e.arn, err)

@@ -115,6 +115,9 @@ type Service struct {
 	orphans     orphanReport
 	clock       clockGuard
 	started     time.Time
+	// refills bounds the leases that are being asked for: while a database hangs,
+	// those who asked leave and what they began stays.
+	refills chan struct{}
 
 	// aliasWrites serialises changes of aliases, store and memory together.
 	aliasWrites sync.Mutex
@@ -153,6 +156,7 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 	}
 	s.setDefaults()
 	s.throttle = newThrottle(s.limits, s.now)
+	s.refills = make(chan struct{}, s.limits.InFlight)
 	s.batchPlaces = make(map[Region]*batchPlaces, len(cfg.Regions))
 	for region, ks := range cfg.Regions {
 		s.batchPlaces[region] = newBatchPlaces(ks)
