@@ -67,7 +67,8 @@ type Store interface {
 	// out for the version and returns the count before. The caller may then
 	// seal n times; what it does not use is lost, never given out again. The
 	// count never exceeds limit: where n would pass it, what is left is given
-	// out, possibly nothing.
+	// out, possibly nothing. Where it returns an error, that of a ctx that ended
+	// for one, the count may have gone up all the same; it never lags behind.
 	LeaseSeals(ctx context.Context, ref Ref, n, limit uint64) (start, granted uint64, err error)
 
 	// SealCount returns the count of LeaseSeals.

@@ -4,7 +4,14 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/keyhold/keyhold/server/kms"
 )
 
 func BenchmarkInsertKey(b *testing.B) {
@@ -84,13 +91,45 @@ func BenchmarkOpen(b *testing.B) {
 	})
 }
 
+// BenchmarkLeaseSeals is what the first use of a key after a start pays: each
+// caller leases for another key. CPU time is the whole process's.
 func BenchmarkLeaseSeals(b *testing.B) {
-	s := newStore(b)
-	insertN(b, s, 1)
-	ref := testKey(0).Versions[0].Ref
-	for b.Loop() {
-		if _, _, err := s.LeaseSeals(b.Context(), ref, 1, 1<<62); err != nil {
-			b.Fatal(err)
-		}
+	const keys = 4096
+	for _, callers := range []int{1, 4, 16, 64} {
+		b.Run(fmt.Sprintf("callers=%d", callers), func(b *testing.B) {
+			s := filled(b, keys)
+			refs := make([]kms.Ref, keys)
+			for i := range refs {
+				refs[i] = testKey(i).Versions[0].Ref
+			}
+			var next atomic.Int64
+			var wg sync.WaitGroup
+			b.ResetTimer()
+			before := cpuTime(b)
+			for range callers {
+				wg.Go(func() {
+					for {
+						i := next.Add(1) - 1
+						if i >= int64(b.N) {
+							return
+						}
+						if _, _, err := s.LeaseSeals(b.Context(), refs[i%keys], 1, 1<<62); err != nil {
+							b.Error(err)
+							return
+						}
+					}
+				})
+			}
+			wg.Wait()
+			b.ReportMetric(float64((cpuTime(b)-before).Microseconds())/float64(b.N), "cpu-µs/op")
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "leases/s")
+		})
 	}
+}
+
+func cpuTime(b *testing.B) time.Duration {
+	b.Helper()
+	var u unix.Rusage
+	must(b, unix.Getrusage(unix.RUSAGE_SELF, &u))
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -193,6 +193,47 @@ func TestDiskFull(t *testing.T) {
 	})
 }
 
+// TestLeasesOnFullDisk: leases that share a transaction fail together, and what was
+// granted before stays counted.
+func TestLeasesOnFullDisk(t *testing.T) {
+	onSmallDisk(t, "2m", func(t *testing.T, disk *smallDisk) {
+		s, err := Create(t.Context(), disk.data(), Options{})
+		must(t, err)
+		insertN(t, s, 16)
+		disk.fill(t)
+		granted := map[int]uint64{}
+		for failed := 0; failed < 16; {
+			s.turn <- struct{}{}
+			out := leaseAll(t.Context(), s, 1<<32, upTo(16)...)
+			<-s.turn
+			for range 16 {
+				l := <-out
+				granted[l.key] += l.granted
+				if l.err != nil {
+					wantRemedy(t, l.err, ErrNoSpace)
+					failed++
+				}
+			}
+			if failed%16 != 0 {
+				t.Fatalf("%d of 16 failed, want all or none", failed)
+			}
+		}
+		for key := range 16 {
+			wantCount(t, s, key, granted[key])
+		}
+		disk.resize(t, "64m")
+		s.turn <- struct{}{}
+		out := leaseAll(t.Context(), s, 1<<32, upTo(16)...)
+		<-s.turn
+		for range 16 {
+			if l := <-out; l.err != nil || l.start != granted[l.key] {
+				t.Errorf("with space again: %+v", l)
+			}
+		}
+		must(t, s.Close())
+	})
+}
+
 // TestCloseOnFullDisk: the log cannot be folded into the database; what it
 // holds is there at the next start, if need be on the same full disk.
 func TestCloseOnFullDisk(t *testing.T) {

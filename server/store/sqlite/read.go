@@ -170,7 +170,7 @@ func (r *Reader) Key(ctx context.Context, id kms.KeyID) (*kms.KeyRecord, error) 
 func (r *Reader) SealCount(ctx context.Context, ref kms.Ref) (uint64, error) {
 	var count int64
 	err := r.view(ctx, func(q queryer) (err error) {
-		_, count, err = sealCount(ctx, q, ref)
+		_, count, err = scanSealCount(q.QueryRowContext(ctx, sealCountQuery, ref.String()))
 		return err
 	})
 	if err != nil {
@@ -179,10 +179,13 @@ func (r *Reader) SealCount(ctx context.Context, ref kms.Ref) (uint64, error) {
 	return uint64(count), nil
 }
 
-// sealCount returns the key of a version and how many seals were leased.
-func sealCount(ctx context.Context, q queryer, ref kms.Ref) (key string, count int64, err error) {
-	err = q.QueryRowContext(ctx, `SELECT v.key_id, coalesce(c.count, 0)
-		FROM key_versions v LEFT JOIN seal_counts c ON c.ref = v.ref WHERE v.ref = ?`, ref.String()).Scan(&key, &count)
+// sealCountQuery selects the key of a version and how many seals were leased.
+const sealCountQuery = `SELECT v.key_id, coalesce(c.count, 0)
+	FROM key_versions v LEFT JOIN seal_counts c ON c.ref = v.ref WHERE v.ref = ?`
+
+// scanSealCount reads the answer of sealCountQuery.
+func scanSealCount(row *sql.Row) (key string, count int64, err error) {
+	err = row.Scan(&key, &count)
 	if errors.Is(err, sql.ErrNoRows) {
 		err = kms.ErrNotFound
 	}

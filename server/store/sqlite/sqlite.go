@@ -90,6 +90,7 @@ type Store struct {
 	busyMax time.Duration // writeBusyMax
 	lock    *folderLock
 	files   []openFile // those whose loss would go unnoticed
+	leases  leaseQueue
 }
 
 var _ kms.Store = (*Store)(nil)

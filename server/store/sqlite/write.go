@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"math"
 	"time"
 
 	"github.com/mattn/go-sqlite3"
@@ -26,14 +25,30 @@ func (s *Store) change(ctx context.Context, fn func(ctx context.Context, tx *sql
 		return err
 	}
 	defer leave()
+	release, err := s.takeTurn(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return s.write(ctx, fn)
+}
+
+// takeTurn waits until no other write is under way, and keeps others from
+// beginning until release is called. It ends with ErrClosed where the store is
+// being closed.
+func (s *Store) takeTurn(ctx context.Context) (release func(), err error) {
 	select {
 	case s.turn <- struct{}{}:
-		defer func() { <-s.turn }()
+		return func() { <-s.turn }, nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return nil, ctx.Err()
 	case <-s.gate.closing:
-		return ErrClosed
+		return nil, ErrClosed
 	}
+}
+
+// write is what change does once it is the caller's turn.
+func (s *Store) write(ctx context.Context, fn func(ctx context.Context, tx *sql.Tx) error) error {
 	tx, err := s.begin(ctx)
 	if err != nil {
 		return err
@@ -229,33 +244,6 @@ func (s *Store) DeleteAlias(ctx context.Context, a *kms.AliasRecord) error {
 		return fmt.Errorf("delete %s: %w", a.Name, err)
 	}
 	return nil
-}
-
-// LeaseSeals implements kms.Store. ErrNotFound where no key has the version.
-// Counts end at the greatest int64, also where limit is above it.
-func (s *Store) LeaseSeals(ctx context.Context, ref kms.Ref, n, limit uint64) (start, granted uint64, err error) {
-	limit = min(limit, math.MaxInt64)
-	err = s.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		key, count, err := sealCount(ctx, tx, ref)
-		if err != nil {
-			return err
-		}
-		start = uint64(count)
-		if start < limit {
-			granted = min(n, limit-start)
-		}
-		if granted == 0 {
-			return nil
-		}
-		_, err = tx.ExecContext(ctx, `INSERT INTO seal_counts (ref, key_id, count) VALUES (?, ?, ?)
-			ON CONFLICT (ref) DO UPDATE SET key_id = excluded.key_id, count = excluded.count`,
-			ref.String(), key, int64(start+granted))
-		return err
-	})
-	if err != nil {
-		return 0, 0, fmt.Errorf("lease seals of %s: %w", ref, err)
-	}
-	return start, granted, nil
 }
 
 // Tick implements kms.Store.
