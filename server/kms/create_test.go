@@ -269,6 +269,66 @@ func TestChangeFaults(t *testing.T) {
 	}
 }
 
+// What a creation left behind that failed is no object without record for this
+// process either; and the records of finished keys are not read again.
+func TestReconcileAfterFailedCreation(t *testing.T) {
+	t.Parallel()
+	for _, then := range []struct {
+		call string
+		inDB bool
+	}{{"Key", true}, {"Destroy", false}, {"DeleteKey", true}} {
+		w, fake, db := crashWorld(t)
+		w.newAESKey()
+		read := db.count("Snapshot")
+		w.inject(fake, db, "UpdateKey", "", then.call, false, then.inDB)
+		refuse(w, &keyholdv1.CreateKeyRequest{}, kms.CodeInternal)
+		fake.heal()
+		db.heal()
+		if orphans, err := w.svc.Reconcile(t.Context()); err != nil || len(orphans) != 0 {
+			t.Errorf("%s failed: orphans %+v, %v", then.call, orphans, err)
+		}
+		if n := db.count("Snapshot") - read; n != 0 {
+			t.Errorf("all records were read %d times", n)
+		}
+		w.clock.add(time.Second)
+		w.start()
+		if orphans, err := w.svc.Reconcile(t.Context()); err != nil || len(orphans) != 1 || orphans[0].Kind != kms.OrphanIntent {
+			t.Errorf("%s failed: after a restart orphans %+v, %v", then.call, orphans, err)
+		}
+	}
+}
+
+// A key whose record is complete in the store, and not known to memory yet.
+func TestReconcileBesideACommit(t *testing.T) {
+	t.Parallel()
+	w, _, db := crashWorld(t)
+	held, release := make(chan struct{}), make(chan struct{})
+	after := func(call string) error {
+		if call == "UpdateKey" {
+			close(held)
+			<-release
+		}
+		return nil
+	}
+	db.after.Store(&after)
+	done := make(chan error, 1)
+	go func() {
+		_, err := w.svc.Do(t.Context(), alice(), "CreateKey", &keyholdv1.CreateKeyRequest{})
+		done <- err
+	}()
+	<-held
+	if orphans, err := w.svc.Reconcile(t.Context()); err != nil || len(orphans) != 0 {
+		t.Errorf("orphans %+v, %v", orphans, err)
+	}
+	close(release)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if orphans, err := w.svc.Reconcile(t.Context()); err != nil || len(orphans) != 0 {
+		t.Errorf("afterwards: orphans %+v, %v", orphans, err)
+	}
+}
+
 // Reconciliation beside creations takes none of them for an orphan.
 func TestReconcileBesideCreations(t *testing.T) {
 	t.Parallel()

@@ -104,7 +104,11 @@ func TestReconcileFaults(t *testing.T) {
 		t.Errorf("without an inventory: %v", err)
 	}
 	fake.heal()
-	db.fail("Snapshot", 1, false, errFault)
+	db.fail("DeleteKey", 1, false, errFault)
+	fake.failing("Generate", errFault)
+	refuse(w, &keyholdv1.CreateKeyRequest{}, kms.CodeInternal) // its intent stays
+	fake.heal()
+	db.fail("Key", 1, false, errFault)
 	if _, err := w.svc.Reconcile(t.Context()); !errors.Is(err, errFault) {
 		t.Errorf("without records: %v", err)
 	}

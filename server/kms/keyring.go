@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"maps"
 	"slices"
 	"sort"
 	"strings"
@@ -12,7 +13,8 @@ import (
 )
 
 // keyring holds every key and alias in memory. The data plane reads nothing
-// else. Look-ups by id and by alias take no lock; lists and changes do.
+// else, and reconciliation hardly. Look-ups by id and by alias take no lock; lists
+// and changes do.
 //
 // Every change goes to the store first and comes here with the revision that
 // the store gave it; older revisions never replace newer ones, so changes may
@@ -25,6 +27,9 @@ type keyring struct {
 	// scopes has the sorted ids and alias names of each account and region.
 	// Guarded by mu; what is listed is in keys or aliases.
 	scopes map[scope]*scopeIndex
+	// creating has the records in CREATING, those that are being made and those
+	// that were left behind: nothing finds them but reconciliation. Guarded by mu.
+	creating map[KeyID]struct{}
 }
 
 type scope struct {
@@ -73,7 +78,7 @@ type entry struct {
 }
 
 func newKeyring(s *Snapshot) *keyring {
-	k := &keyring{scopes: make(map[scope]*scopeIndex)}
+	k := &keyring{scopes: make(map[scope]*scopeIndex), creating: make(map[KeyID]struct{})}
 	for _, r := range s.Keys {
 		k.putLocked(r, false)
 	}
@@ -118,8 +123,10 @@ func (k *keyring) put(r *KeyRecord) {
 
 func (k *keyring) putLocked(r *KeyRecord, sorted bool) {
 	if r.State == keyholdv1.KeyState_KEY_STATE_CREATING {
+		k.creating[r.ID] = struct{}{}
 		return
 	}
+	delete(k.creating, r.ID)
 	if e := k.key(r.ID); e != nil {
 		if e.rec.Load().Revision < r.Revision {
 			e.rec.Store(r)
@@ -137,6 +144,7 @@ func (k *keyring) putLocked(r *KeyRecord, sorted bool) {
 func (k *keyring) remove(r *KeyRecord) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	delete(k.creating, r.ID)
 	e := k.key(r.ID)
 	if e == nil {
 		return
@@ -290,6 +298,13 @@ func (k *keyring) each(f func(*entry)) {
 		f(v.(*entry)) //nolint:forcetypeassert // the only type stored
 		return true
 	})
+}
+
+// unfinished returns the ids of the records in CREATING.
+func (k *keyring) unfinished() []KeyID {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return slices.Collect(maps.Keys(k.creating))
 }
 
 // insert adds v to a sorted slice, or to an unsorted one that will be sorted.

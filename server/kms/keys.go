@@ -111,6 +111,7 @@ func (s *Service) createKey(ctx context.Context, c *call, r *keyholdv1.CreateKey
 	if err := s.store.InsertKey(ctx, rec); err != nil {
 		return nil, fmt.Errorf("record the intent to create %s: %w", rec.ID, err)
 	}
+	s.keys.put(rec) // its id, before there is an object that reconciliation may see
 	// From here on the work is finished, one way or the other, even when the
 	// caller goes.
 	v := &rec.Versions[0]
@@ -126,6 +127,8 @@ func (s *Service) createKey(ctx context.Context, c *call, r *keyholdv1.CreateKey
 	if err != nil {
 		if undo := s.store.DeleteKey(detached, rec.ID, rec.Revision); undo != nil {
 			s.log.ErrorContext(ctx, "intent of a key that was not made stays behind", "key", rec.ID, "err", undo)
+		} else {
+			s.keys.remove(rec)
 		}
 		return nil, fmt.Errorf("generate %s: %w", rec.ID, err)
 	}
@@ -162,6 +165,7 @@ func (s *Service) settleCreate(ctx context.Context, gen Generator, rec *KeyRecor
 	if err := s.store.DeleteKey(ctx, stored.ID, stored.Revision); err != nil {
 		return nil, fmt.Errorf("commit %s, its intent stays in the store: %w", rec.ID, errors.Join(cause, err))
 	}
+	s.keys.remove(stored)
 	return nil, fmt.Errorf("commit %s, undone: %w", rec.ID, cause)
 }
 

@@ -87,7 +87,9 @@ func (o Orphan) same(p Orphan) bool {
 
 // Reconcile compares records with what the key stores hold. It marks keys
 // whose material is missing as unavailable, reports orphans on either side,
-// and deletes nothing.
+// and deletes nothing. The records are those in memory: what the store holds
+// changes by this process alone, and reading 100,000 again takes as much memory
+// as they have already.
 func (s *Service) Reconcile(ctx context.Context) ([]Orphan, error) {
 	var orphans []Orphan
 	for region, ks := range s.regions {
@@ -95,23 +97,23 @@ func (s *Service) Reconcile(ctx context.Context) ([]Orphan, error) {
 		if !ok {
 			continue
 		}
-		before, err := s.store.Snapshot(ctx)
+		before, err := s.allRecords(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("read records: %w", err)
+			return nil, err
 		}
 		objects, err := gen.Inventory(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("inventory of %s: %w", region, err)
 		}
-		after, err := s.store.Snapshot(ctx)
+		after, err := s.allRecords(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("read records: %w", err)
+			return nil, err
 		}
 		// Creations of this process may still be under way.
 		found := FindOrphans(Comparison{
-			Instance: s.store.Instance(), Region: region, Before: before.Keys, Objects: objects, After: after.Keys, Begun: s.started.Truncate(recordTime),
+			Instance: s.store.Instance(), Region: region, Before: before, Objects: objects, After: after, Begun: s.started.Truncate(recordTime),
 		})
-		s.markMissing(region, found, after.Keys)
+		s.markMissing(region, found, after)
 		orphans = append(orphans, found...)
 	}
 	orphans = uniqueObjects(orphans)
@@ -119,6 +121,23 @@ func (s *Service) Reconcile(ctx context.Context) ([]Orphan, error) {
 	s.orphans.list = orphans
 	s.orphans.mu.Unlock()
 	return slices.Clone(orphans), nil
+}
+
+// allRecords returns the records of all keys, those in CREATING as the store holds
+// them. Unfinished ones come first: who is finished meanwhile is there twice, in
+// the order of its states, and never missed.
+func (s *Service) allRecords(ctx context.Context) ([]*KeyRecord, error) {
+	var records []*KeyRecord
+	for _, id := range s.keys.unfinished() {
+		switch r, err := s.store.Key(ctx, id); {
+		case err == nil:
+			records = append(records, r)
+		case !errors.Is(err, ErrNotFound):
+			return nil, fmt.Errorf("read records: %w", err)
+		}
+	}
+	s.keys.each(func(e *entry) { records = append(records, e.rec.Load()) })
+	return records, nil
 }
 
 // markMissing makes keys unavailable whose material is not there, and others
