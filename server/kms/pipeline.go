@@ -153,7 +153,40 @@ func calm(op *operation, err *error) {
 // act is step 11. What it answers beside an error is none.
 func (s *Service) act(ctx context.Context, c *call) (resp proto.Message, err error) {
 	defer calm(c.op, &err)
-	return c.op.act(ctx, s, c)
+	// An item of a batch may have waited long for its turn since step 7: once
+	// DisableKey is answered, no use begins.
+	if err := c.checkUses(); err != nil {
+		return nil, err
+	}
+	resp, err = c.op.act(ctx, s, c)
+	// A use that had begun may have made the key store keep ready again what
+	// DisableKey had it drop.
+	if c.checkUses() != nil {
+		for i := range c.subjects {
+			if e := c.subjects[i].entry; e != nil {
+				s.retire(e.rec.Load())
+			}
+		}
+	}
+	return resp, err
+}
+
+// checkUses is the part of steps 7 and 8 that changes with time, as it is now, for
+// operations that use keys.
+func (c *call) checkUses() error {
+	if c.op.needs != needsEnabled {
+		return nil
+	}
+	for i := range c.subjects {
+		sub := &c.subjects[i]
+		if sub.entry == nil {
+			continue
+		}
+		if err := c.op.needs.checkState(sub.arn, sub.entry.rec.Load().State); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // prepare runs steps 2 to 10, which do not wait for a key store.
