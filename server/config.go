@@ -181,7 +181,7 @@ type LimitsConfig struct {
 	// AliasesPerKey bounds a key's aliases. Default 50.
 	AliasesPerKey int `yaml:"aliases_per_key,omitempty"`
 	// InFlight bounds the requests under way: a batch is one, and each of its
-	// items that is being carried out. Default 4096.
+	// items is one more while it is checked. Default 4096.
 	InFlight int `yaml:"in_flight,omitempty"`
 	// DataPerSecond and ControlPerSecond bound an account's requests per
 	// second to the data plane and the control plane. Default: unlimited.

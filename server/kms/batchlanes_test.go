@@ -40,8 +40,8 @@ func TestBatchThrottle(t *testing.T) {
 	}
 }
 
-// A batch counts as one request under way, and as one more for each item that is
-// being carried out: a large batch keeps nobody out.
+// A batch counts as one request under way, and as one more for each item while
+// it is checked: a large batch keeps nobody out.
 func TestBatchInFlight(t *testing.T) {
 	t.Parallel()
 	fake := newFakeStore()

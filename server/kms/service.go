@@ -36,7 +36,7 @@ type Limits struct {
 	// AliasesPerKey bounds a key's aliases. Default 50.
 	AliasesPerKey int
 	// InFlight bounds the requests that are under way: a batch is one, and each of
-	// its items that is being carried out. Default 4,096.
+	// its items is one more while it is checked. Default 4,096.
 	InFlight int
 	// DataPerSecond and ControlPerSecond bound an account's requests to a
 	// plane, with bursts of as many. Default 0: unlimited.
