@@ -111,7 +111,8 @@ type TokenConfig struct {
 	Environment map[string]string `yaml:"environment,omitempty"`
 }
 
-// PrincipalConfig binds certificate subjects to a principal.
+// PrincipalConfig binds certificate subjects to a principal. One that is listed
+// several times has the subjects of all of its entries; no subject may be in two.
 type PrincipalConfig struct {
 	// ARN is arn:aws:iam::<account>:user/<name>, :role/<name> or :root.
 	ARN string `yaml:"arn,omitempty"`

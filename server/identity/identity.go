@@ -145,22 +145,25 @@ type Binding struct {
 	Subjects []string
 }
 
-// Directory finds principals by certificate subject, and by ARN.
+// Directory finds principals by certificate subject, and by ARN. Each principal is
+// there once: the pointers of one are the same.
 type Directory struct {
 	bySubject map[string]*Principal
 	byARN     map[string]*Principal
 }
 
 // NewDirectory checks the bindings. A malformed or doubly bound subject is an
-// error: who calls must never depend on order.
+// error: who calls must never depend on order. Several bindings of one ARN are one
+// principal with the subjects of all.
 func NewDirectory(bindings []Binding) (*Directory, error) {
 	d := &Directory{bySubject: make(map[string]*Principal), byARN: make(map[string]*Principal)}
 	for _, b := range bindings {
-		p, err := ParsePrincipal(b.Principal)
-		if err != nil {
-			return nil, err
-		}
-		if d.byARN[p.ARN] == nil {
+		p := d.byARN[b.Principal]
+		if p == nil {
+			var err error
+			if p, err = ParsePrincipal(b.Principal); err != nil {
+				return nil, err
+			}
 			d.byARN[p.ARN] = p
 		}
 		for _, s := range b.Subjects {

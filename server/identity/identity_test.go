@@ -260,6 +260,39 @@ func TestNewDirectoryRefuses(t *testing.T) {
 	}
 }
 
+// TestPrincipalInSeveralBindings: it is one principal, with the subjects of all of
+// them, in whatever order they come. It is still no other.
+func TestPrincipalInSeveralBindings(t *testing.T) {
+	t.Parallel()
+	bindings := []identity.Binding{
+		{Principal: arn("a"), Subjects: []string{"dns:one.example"}},
+		{Principal: arn("b"), Subjects: []string{"dns:b.example"}},
+		{Principal: arn("a")},
+		{Principal: arn("a"), Subjects: []string{"dns:two.example", "cn:a"}},
+	}
+	for range 2 {
+		d, err := identity.NewDirectory(bindings)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			names []string
+			cn    string
+		}{{names: []string{"one.example"}}, {names: []string{"one.example", "two.example"}}, {names: []string{"two.example", "one.example"}}, {cn: "a"}} {
+			p, by, err := d.Authenticate(certificate(t, nil, c.names, c.cn))
+			if err != nil || p != d.Principal(arn("a")) {
+				t.Errorf("%v %s: %+v by %q, %v", c.names, c.cn, p, by, err)
+			}
+		}
+		for _, names := range [][]string{{"one.example", "b.example"}, {"b.example", "two.example"}} {
+			if p, _, err := d.Authenticate(certificate(t, nil, names, "")); !errors.Is(err, identity.ErrAmbiguousSubject) {
+				t.Errorf("%v: %+v, %v", names, p, err)
+			}
+		}
+		slices.Reverse(bindings)
+	}
+}
+
 // Whatever a certificate holds, it is nobody or one who is bound to a subject
 // that the certificate has.
 func FuzzAuthenticate(f *testing.F) {
