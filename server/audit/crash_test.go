@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -339,4 +340,73 @@ func TestPowerLossWritten(t *testing.T) {
 			mustVerify(t, lost)
 		})
 	}
+}
+
+// A process was killed when it had renamed a segment and not yet synced the directory:
+// the next one does that before it writes there, or a loss of power took the name back,
+// with all that was acknowledged since.
+func TestKilledBeforeNameWasSynced(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "audit")
+	fsys := newFaultFS()
+	opts := small()
+	opts.fs = fsys
+	j := open(t, dir, opts)
+	unsynced := func(op, _ string) error {
+		if op == "syncdir" {
+			return errInjected
+		}
+		return nil
+	}
+	fsys.set(unsynced)
+	acked := 0
+	for ; acked < 1000; acked++ {
+		if _, err := j.Append(t.Context(), Normal, Synced, payload(acked, 4000)); errors.Is(err, errInjected) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	closeJournal(t, j, true)
+	all := segmentsOf(t, dir)
+	if len(all) != 2 {
+		t.Fatalf("segments %v", all)
+	}
+	last, head := all[1], filepath.Join(dir, headName)
+
+	lastWas, headWas := readFile(t, last), readFile(t, head)
+	if j, err := Open(dir, opts); !errors.Is(err, errInjected) {
+		t.Errorf("Open, while the directory cannot be synced: %v", err)
+		closeJournal(t, j, false)
+	}
+	if !slices.Equal(readFile(t, last), lastWas) || !slices.Equal(readFile(t, head), headWas) {
+		t.Error("something was written before the directory was synced")
+	}
+
+	var synced atomic.Bool
+	fsys.set(nil)
+	fsys.setAfter(func(op, path string) error {
+		if op == "syncdir" && path == dir {
+			synced.Store(true)
+		}
+		if op == "write" && !synced.Load() {
+			t.Errorf("%s was written before the directory was synced", path)
+		}
+		return nil
+	})
+	j = open(t, dir, opts)
+	if _, err := j.Append(t.Context(), Normal, Synced, []byte("last")); err != nil {
+		t.Fatal(err)
+	}
+	closeJournal(t, j, false)
+	fsys.setAfter(nil)
+	if !synced.Load() { // the power fails
+		if err := os.Rename(last, filepath.Join(dir, spareName)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	closeJournal(t, open(t, dir, small()), false)
+	if got := events(t, dir); len(got) != acked+1 || got[acked] != "last" {
+		t.Errorf("%d of %d acknowledged records are there, the last is %q", len(got), acked+1, got[len(got)-1])
+	}
+	mustVerify(t, dir)
 }

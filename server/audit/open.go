@@ -237,7 +237,10 @@ func (o *opening) readLast(first uint64, headID journalID, head Anchor, usable b
 }
 
 // openLast opens the last segment for writing and makes what was read in it durable:
-// before a crash it may only have been written.
+// before a crash it may only have been written. So may its name: whoever was killed
+// between renaming it and syncing the directory has left nothing else to be seen of
+// that, and records would be acknowledged in a file that a loss of power takes back.
+// The head's name is made durable with it.
 func (o *opening) openLast(name string) error {
 	path := filepath.Join(o.dir, name)
 	f, err := o.fsys.OpenFile(path, os.O_RDWR, 0)
@@ -247,6 +250,9 @@ func (o *opening) openLast(name string) error {
 	info, err := f.Stat()
 	if err == nil {
 		err = f.Sync()
+	}
+	if err == nil {
+		err = o.fsys.SyncDir(o.dir)
 	}
 	if err != nil {
 		return errors.Join(err, f.Close())
