@@ -42,8 +42,11 @@ const (
 	connRoomBytes = 256 << 10
 	// bodyRoomBytes bounds all other bodies that are in memory at once.
 	bodyRoomBytes = 64 << 20
-	// maxRoomWait is how long a request waits for room, before it is told to come
-	// again, which the SDKs do.
+	// connLargeBytes bounds those of them that one connection may have: else the
+	// streams of a single one, on which nothing need be sent, would take all the room.
+	connLargeBytes = 1 << 20
+	// maxRoomWait is how long a request waits for room, that of its connection and
+	// that of all together, before it is told to come again, which the SDKs do.
 	maxRoomWait = 5 * time.Second
 	// maxHeaderBytes bounds a request's header. A session token has up to 8 KiB.
 	maxHeaderBytes = 32 << 10
@@ -118,7 +121,7 @@ type Server struct {
 	cfg        Config
 	http       *http.Server
 	operations map[string]*operation // by X-Amz-Target
-	room       *semaphore.Weighted   // of bodyRoomBytes, for bodies that are not small
+	room       *semaphore.Weighted   // of bodyRoomBytes, for bodies that are not small; connections have parts in it
 	roomWait   time.Duration
 	codec      codec
 	underWay   atomic.Int64 // requests

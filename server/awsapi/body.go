@@ -14,16 +14,64 @@ const firstBodyBytes = 4 << 10
 
 var errTooLarge = errors.New("the body is too large")
 
-// roomFor returns where there must be room for a body of n bytes, -1 if it does not
-// say, and how much.
-func (s *Server) roomFor(r *http.Request, n int64) (*semaphore.Weighted, int64) {
+// bodyRoom is the room that a body has.
+type bodyRoom struct {
+	// own is of its connection, shared of all connections. Either may be nil.
+	own, shared *semaphore.Weighted
+	bytes       int64 // in both
+}
+
+// roomFor returns the room that a body of n bytes, -1 if it does not say, must have.
+func (s *Server) roomFor(r *http.Request, n int64) bodyRoom {
+	c := connOf(r)
+	if c != nil && n >= 0 && n <= smallBodyBytes {
+		return bodyRoom{own: c.small, bytes: n}
+	}
+	b := bodyRoom{shared: s.room, bytes: n}
 	if n < 0 {
-		return s.room, maxBodyBytes
+		b.bytes = maxBodyBytes
 	}
-	if c := connOf(r); c != nil && n <= smallBodyBytes {
-		return c.room, n
+	if c != nil {
+		b.own = c.large
 	}
-	return s.room, n
+	return b
+}
+
+// enter waits for the room until ctx ends. The connection's comes first: what waits
+// for that does not stand in line for the room of all.
+func (b *bodyRoom) enter(ctx context.Context) error {
+	if b.own != nil {
+		if err := b.own.Acquire(ctx, b.bytes); err != nil {
+			return err
+		}
+	}
+	if b.shared != nil {
+		if err := b.shared.Acquire(ctx, b.bytes); err != nil {
+			b.shared = nil
+			b.leave()
+			return err
+		}
+	}
+	return nil
+}
+
+// shrink gives back all but n bytes.
+func (b *bodyRoom) shrink(n int64) {
+	if n < b.bytes {
+		rest := bodyRoom{own: b.own, shared: b.shared, bytes: b.bytes - n}
+		rest.leave()
+		b.bytes = n
+	}
+}
+
+// leave gives back what there is.
+func (b *bodyRoom) leave() {
+	if b.shared != nil {
+		b.shared.Release(b.bytes)
+	}
+	if b.own != nil {
+		b.own.Release(b.bytes)
+	}
 }
 
 // read reads the body, when there is room for it. leave must be called.
@@ -32,16 +80,17 @@ func (s *Server) read(ctx context.Context, r *http.Request) (body []byte, leave 
 	if n > maxBodyBytes {
 		return nil, func() {}, requestTooLarge()
 	}
-	room, size := s.roomFor(r, n)
+	room := s.roomFor(r, n)
 	ctx, cancel := context.WithTimeout(ctx, s.roomWait)
 	defer cancel()
-	if room.Acquire(ctx, size) != nil {
+	if room.enter(ctx) != nil {
 		return nil, func() {}, &failure{status: http.StatusServiceUnavailable, code: "ServiceUnavailableException", message: "Too many requests are under way."}
 	}
 	body, err := readBody(r.Body, n)
+	room.shrink(int64(cap(body))) // it may not have said how small it is
 	leave = func() {
 		clear(body) // there may be a plaintext in it
-		room.Release(size)
+		room.leave()
 	}
 	switch {
 	case errors.Is(err, errTooLarge):

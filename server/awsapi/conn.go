@@ -12,8 +12,9 @@ import (
 
 // conn is what the door remembers of a connection.
 type conn struct {
-	// room is of connRoomBytes, for small bodies.
-	room *semaphore.Weighted
+	// small is of connRoomBytes, for small bodies; large, of connLargeBytes, is this
+	// connection's part in the room for all others.
+	small, large *semaphore.Weighted
 	// used is when a caller last authenticated on it, at first when it was accepted:
 	// in nanoseconds after the Server was made.
 	used atomic.Int64
@@ -24,7 +25,7 @@ type connKey struct{}
 
 // withConn is http.Server's ConnContext.
 func (s *Server) withConn(ctx context.Context, _ net.Conn) context.Context {
-	c := &conn{room: semaphore.NewWeighted(connRoomBytes)}
+	c := &conn{small: semaphore.NewWeighted(connRoomBytes), large: semaphore.NewWeighted(connLargeBytes)}
 	c.used.Store(s.age())
 	return context.WithValue(ctx, connKey{}, c)
 }

@@ -15,6 +15,7 @@ const (
 	SmallBodyBytes = smallBodyBytes
 	ConnRoomBytes  = connRoomBytes
 	BodyRoomBytes  = bodyRoomBytes
+	ConnLargeBytes = connLargeBytes
 	AnswerBytes    = answerBytes
 	MaxStreams     = maxStreams
 	IdleTimeout    = idleTimeout

@@ -1,15 +1,20 @@
 package awsapi_test
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/keyhold/keyhold/server/awsapi"
+	"github.com/keyhold/keyhold/server/identity"
 )
 
 // filled is a request of n bytes.
@@ -123,4 +128,110 @@ func TestSmallBodiesWaitForTheirOwn(t *testing.T) {
 	if a := s.call("Encrypt", small); a.status != http.StatusOK {
 		t.Errorf("when there is room again: %d %s", a.status, a.body)
 	}
+}
+
+// begin sends requests whose bodies do not say how large they are, on the client's
+// connection, and nothing of these bodies. The requests are over once their bodies are
+// closed, and then their status was sent to the channel.
+func (s *served) begin(n int, body string) ([]*io.PipeWriter, chan int) {
+	bodies, statuses := make([]*io.PipeWriter, n), make(chan int, n)
+	for i := range bodies {
+		var reader *io.PipeReader
+		reader, bodies[i] = io.Pipe()
+		r := s.request("Encrypt", body)
+		s.signer.Sign(r, []byte(body), time.Now())
+		r.Body, r.GetBody, r.ContentLength = reader, nil, -1
+		go func() {
+			a, err := s.try(r)
+			if err != nil {
+				s.t.Errorf("%v", err)
+			}
+			statuses <- a.status
+		}()
+	}
+	return bodies, statuses
+}
+
+// TestOneConnectionTakesLittleRoom: however many bodies are begun on a connection, those
+// of other connections find room.
+func TestOneConnectionTakesLittleRoom(t *testing.T) {
+	t.Parallel()
+	s := open(t, willing(), overTLS("h2"), func(_ *awsapi.Config, s *served) { s.room = 50 * time.Millisecond })
+	another := &http.Client{Transport: s.client.Transport.(*http.Transport).Clone()}
+	defer another.CloseIdleConnections()
+	if a := s.call("Encrypt", "{}"); a.proto != "HTTP/2.0" { // all that follows is on this connection
+		t.Fatalf("%s", a.proto)
+	}
+	const held = awsapi.ConnLargeBytes / awsapi.MaxBodyBytes
+	bodies, statuses := s.begin(awsapi.MaxStreams, "{}")
+	for range len(bodies) - held { // they do not wait for ever
+		if status := <-statuses; status != http.StatusServiceUnavailable {
+			t.Errorf("no room on the connection: %d", status)
+		}
+	}
+	until(t, "the rest hold room", func() bool { return s.UnderWay() == held })
+	if n := s.accepted.Load(); n != 1 {
+		t.Errorf("they are on %d connections", n)
+	}
+	for _, length := range []int64{-1, awsapi.SmallBodyBytes + 1, awsapi.MaxBodyBytes} {
+		body := filled(max(2, int(length)))
+		r := s.request("Encrypt", body)
+		s.signer.Sign(r, []byte(body), time.Now())
+		r.ContentLength = length
+		resp, err := another.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.Body.Close(); resp.StatusCode != http.StatusOK {
+			t.Errorf("a body of length %d, on another connection: %d", length, resp.StatusCode)
+		}
+	}
+	if a := s.call("Encrypt", filled(awsapi.SmallBodyBytes)); a.status != http.StatusOK {
+		t.Errorf("a small one, on the same connection: %d %s", a.status, a.body)
+	}
+	for _, w := range bodies {
+		io.WriteString(w, "{}") // most of them nobody reads any more
+		w.Close()
+	}
+	for range held {
+		if status := <-statuses; status != http.StatusOK {
+			t.Errorf("one that had room: %d", status)
+		}
+	}
+	until(t, "there is room again", func() bool { return s.UnderWay() == 0 && !s.RoomTaken() })
+	if a := s.call("Encrypt", filled(awsapi.MaxBodyBytes)); a.status != http.StatusOK {
+		t.Errorf("when there is room again: %d %s", a.status, a.body)
+	}
+}
+
+// TestRoomIsWhatABodyNeeds: a body that did not say how large it is has no more room,
+// once it was read, than one that did.
+func TestRoomIsWhatABodyNeeds(t *testing.T) {
+	t.Parallel()
+	const n = 4 * awsapi.ConnLargeBytes / awsapi.MaxBodyBytes
+	var there atomic.Int64
+	release := make(chan struct{})
+	c := willing()
+	do := c.do
+	c.do = func(ctx context.Context, caller *identity.Caller, operation string, r proto.Message) (proto.Message, error) {
+		there.Add(1)
+		<-release
+		return do(ctx, caller, operation, r)
+	}
+	s := open(t, c, overTLS("h2"))
+	bodies, statuses := s.begin(n, "{}")
+	for _, w := range bodies {
+		go func() {
+			io.WriteString(w, "{}")
+			w.Close()
+		}()
+	}
+	until(t, "all are in the core", func() bool { return there.Load() == n })
+	close(release)
+	for range n {
+		if status := <-statuses; status != http.StatusOK {
+			t.Errorf("%d", status)
+		}
+	}
+	until(t, "there is room again", func() bool { return s.UnderWay() == 0 && !s.RoomTaken() })
 }
