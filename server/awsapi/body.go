@@ -74,8 +74,9 @@ func (b *bodyRoom) leave() {
 	}
 }
 
-// read reads the body, when there is room for it. leave must be called.
-func (s *Server) read(ctx context.Context, r *http.Request) (body []byte, leave func(), fault *failure) {
+// read reads the body, when there is room for it. leave must be called: it wipes what
+// was read, also of a body that is not returned.
+func (s *Server) read(ctx context.Context, r *http.Request) ([]byte, func(), *failure) {
 	n := r.ContentLength
 	if n > maxBodyBytes {
 		return nil, func() {}, requestTooLarge()
@@ -88,7 +89,7 @@ func (s *Server) read(ctx context.Context, r *http.Request) (body []byte, leave 
 	}
 	body, err := readBody(r.Body, n)
 	room.shrink(int64(cap(body))) // it may not have said how small it is
-	leave = func() {
+	leave := func() {
 		clear(body) // there may be a plaintext in it
 		room.leave()
 	}

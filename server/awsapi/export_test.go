@@ -2,6 +2,7 @@ package awsapi
 
 import (
 	"io"
+	"net/http"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -46,8 +47,11 @@ func (s *Server) Encode(operation string, resp proto.Message) []byte {
 	return s.encode(s.operations[targetPrefix+operation], resp)
 }
 
-// ReadBody reads a body as the door does.
-func ReadBody(r io.Reader, length int64) ([]byte, error) { return readBody(r, length) }
+// Read reads a request's body as the door does. leave is to be called.
+func (s *Server) Read(r *http.Request) (body []byte, leave func(), ok bool) {
+	body, leave, fault := s.read(r.Context(), r)
+	return body, leave, fault == nil
+}
 
 // WriteSecret writes an answer as the door does.
 func WriteSecret(w io.Writer, answer []byte) { writeSecret(w, answer) }

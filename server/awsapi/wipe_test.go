@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"google.golang.org/protobuf/proto"
 
@@ -29,23 +30,48 @@ func (w *watched) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// TestBuffersAreWiped: of a body that grew, of an answer, and of messages.
+// TestBodiesAreWiped: one that grew, one that did not arrive whole, and one that is too
+// large.
+func TestBodiesAreWiped(t *testing.T) {
+	t.Parallel()
+	s := open(t, willing())
+	text := bytes.Repeat([]byte("secret"), 5000)
+	size := int64(len(text))
+	for name, c := range map[string]struct {
+		body   io.Reader
+		length int64
+		ok     bool
+	}{
+		"of unknown length":     {bytes.NewReader(text), -1, true},
+		"of known length":       {bytes.NewReader(text), size, true},
+		"a part":                {io.MultiReader(bytes.NewReader(text), iotest.ErrReader(io.ErrUnexpectedEOF)), 2 * size, false},
+		"a part, of unknown":    {io.MultiReader(bytes.NewReader(text), iotest.ErrReader(io.ErrUnexpectedEOF)), -1, false},
+		"a part of a small one": {io.MultiReader(bytes.NewReader(text[:100]), iotest.ErrReader(io.ErrUnexpectedEOF)), 200, false},
+		"too large":             {bytes.NewReader(bytes.Repeat(text, 10)), -1, false},
+	} {
+		w := &watched{r: c.body}
+		r := s.request("Encrypt", "")
+		r.Body, r.ContentLength = io.NopCloser(w), c.length
+		body, leave, ok := s.Read(r)
+		if ok != c.ok || ok && !bytes.Equal(body, text) || !ok && body != nil || len(w.bufs) == 0 {
+			t.Errorf("%s: %d bytes, %v", name, len(body), ok)
+		}
+		leave()
+		for i, b := range w.bufs {
+			if !zero(b) {
+				t.Errorf("%s: part %d of the body is still there", name, i)
+			}
+		}
+		if s.RoomTaken() {
+			t.Errorf("%s: its room is still taken", name)
+		}
+	}
+}
+
+// TestBuffersAreWiped: of an answer, and of messages.
 func TestBuffersAreWiped(t *testing.T) {
 	t.Parallel()
 	text := bytes.Repeat([]byte("secret"), 5000)
-	for _, length := range []int64{-1, int64(len(text))} {
-		w := &watched{r: bytes.NewReader(text)}
-		body, err := awsapi.ReadBody(w, length)
-		if err != nil || !bytes.Equal(body, text) {
-			t.Fatalf("%d bytes, %v", len(body), err)
-		}
-		clear(body)
-		for i, b := range w.bufs {
-			if !zero(b) {
-				t.Errorf("length %d: part %d of the body is still there", length, i)
-			}
-		}
-	}
 	var out bytes.Buffer
 	secret := bytes.Clone(text)
 	awsapi.WriteSecret(&out, secret)
