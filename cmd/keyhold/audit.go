@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -33,7 +34,9 @@ checksum, the hash chain over all of them, and that the end that is known to
 have been durable is there. It may run while the server writes.
 
 The last line of the report is an anchor, COUNT:HASH. Kept elsewhere and given
-with --since, it proves that none of the records before it was changed since.
+with --since, it proves that none of the records before it was changed since, as
+far as they are in the folder: it stands for segments that were archived, which
+the report says. Those prove the same when they are back in one folder.
 Without --since, a log that somebody who can write the folder has made up, or cut
 short, verifies too if it is consistent.`,
 		Example: `  keyhold audit verify .keyhold/data/audit
@@ -160,6 +163,9 @@ func (a *app) printAuditReport(r *auditReport) error {
 		rows = append(rows,
 			[]string{"First record", r.FirstTime.UTC().Format(time.RFC3339Nano)},
 			[]string{"Last record", r.LastTime.UTC().Format(time.RFC3339Nano)})
+	}
+	if n, _, _ := strings.Cut(r.First, ":"); n != "0" {
+		rows = append(rows, []string{"Not here", "the first " + n + " records, which were not verified"})
 	}
 	if r.Live {
 		rows = append(rows, []string{"Live", fmt.Sprintf("the server is writing; %d bytes at the end are not finished", r.UnprovenBytes)})

@@ -9,8 +9,9 @@ import (
 // VerifyOptions says from where to verify.
 type VerifyOptions struct {
 	// From is a point kept elsewhere. The records before it must be those it was
-	// taken from: Verify begins with the segment that holds it, and it is a fault if
-	// the journal does not reach it or has another chain value there. Optional.
+	// taken from: it is a fault if the journal does not reach it or has another chain
+	// value there. It stands for segments before it that were archived; those that
+	// are there are verified. Optional.
 	From *Anchor
 
 	// AllowMissingStart accepts a journal whose first segments were archived,
@@ -69,7 +70,7 @@ func verify(fsys fileSystem, dir string, opts VerifyOptions) (Report, error) {
 		}
 		return rep, &Fault{Kind: FaultMissingEnd, Detail: "there is a head file but no segment"}
 	}
-	if firsts, err = v.begin(firsts); err != nil {
+	if err := v.begin(firsts[0]); err != nil {
 		return rep, err
 	}
 	for i, first := range firsts {
@@ -93,28 +94,22 @@ type verifier struct {
 	rep     *Report
 }
 
-// begin drops the segments that end before the anchor.
-func (v *verifier) begin(firsts []uint64) ([]uint64, error) {
+// begin checks that something stands for what is before the first segment.
+func (v *verifier) begin(first uint64) error {
 	from := v.opts.From
-	if from == nil {
-		if firsts[0] > 0 && !v.opts.AllowMissingStart {
-			return nil, &Fault{
-				Kind: FaultMissingStart, Segment: segmentName(firsts[0]),
-				Detail: fmt.Sprintf("the journal begins with record %d; if older segments were archived, verify from an anchor", firsts[0]),
-			}
+	switch {
+	case from == nil && first > 0 && !v.opts.AllowMissingStart:
+		return &Fault{
+			Kind: FaultMissingStart, Segment: segmentName(first),
+			Detail: fmt.Sprintf("the journal begins with record %d; if older segments were archived, verify from an anchor", first),
 		}
-		return firsts, nil
-	}
-	if firsts[0] > from.Count {
-		return nil, &Fault{
-			Kind: FaultMissingStart, Segment: segmentName(firsts[0]), Seq: from.Count,
-			Detail: fmt.Sprintf("the journal begins with record %d, after the anchor", firsts[0]),
+	case from != nil && first > from.Count:
+		return &Fault{
+			Kind: FaultMissingStart, Segment: segmentName(first), Seq: from.Count,
+			Detail: fmt.Sprintf("the journal begins with record %d, after the anchor", first),
 		}
 	}
-	for len(firsts) > 1 && firsts[1] <= from.Count {
-		firsts = firsts[1:]
-	}
-	return firsts, nil
+	return nil
 }
 
 // reached compares the point reached with the points known from elsewhere.

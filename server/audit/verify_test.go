@@ -186,7 +186,7 @@ func TestVerifyFrom(t *testing.T) {
 	total := mustVerify(t, dir)
 	for i, a := range anchors {
 		rep, err := Verify(dir, VerifyOptions{From: &a})
-		if err != nil || rep.Last != total.Last || rep.First.Count > uint64(i) {
+		if err != nil || rep.Last != total.Last || rep.First.Count != 0 || rep.Records != total.Records {
 			t.Fatalf("from %d: %+v, %v", i, rep, err)
 		}
 		wrong := a
@@ -198,8 +198,30 @@ func TestVerifyFrom(t *testing.T) {
 	_, err := Verify(dir, VerifyOptions{From: &beyond})
 	wantFault(t, err, FaultMissingEnd)
 
-	// Archive the first segment.
+	// What is before the anchor is looked at, in each segment that is there.
 	segs := segmentsOf(t, dir)
+	flip := func() {
+		t.Helper()
+		f, err := os.OpenFile(segs[0], os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		var b [1]byte
+		if _, err := f.ReadAt(b[:], segmentHeaderBytes+1000); err != nil {
+			t.Fatal(err)
+		}
+		b[0] ^= 1
+		if _, err := f.WriteAt(b[:], segmentHeaderBytes+1000); err != nil {
+			t.Fatal(err)
+		}
+	}
+	flip()
+	_, err = Verify(dir, VerifyOptions{From: &anchors[40]})
+	wantFault(t, err, FaultRecord)
+	flip()
+
+	// Archive the first segment.
 	second, _ := parseSegmentName(filepath.Base(segs[1]))
 	if err := os.Remove(segs[0]); err != nil {
 		t.Fatal(err)
