@@ -2,15 +2,19 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/keyhold/keyhold/server"
 	"github.com/keyhold/keyhold/server/dev"
+	"github.com/keyhold/keyhold/server/store/sqlite"
 )
 
 // readyTimeout is how long dev, init and orphans wait for tokens.
@@ -44,7 +48,7 @@ start on the folder finds all keys again.`,
 }
 
 func runDev(ctx context.Context, opts dev.Options, stdout, stderr io.Writer) error {
-	world, err := dev.Prepare(ctx, opts)
+	world, err := prepareDev(ctx, opts)
 	if err != nil {
 		return err
 	}
@@ -97,6 +101,23 @@ func runDev(ctx context.Context, opts dev.Options, stdout, stderr io.Writer) err
 		return err
 	}
 	return context.Cause(running) // the settings could not be written
+}
+
+// prepareDev makes the world, unless a service runs in it, whose configuration and
+// tokens must stay as they are.
+func prepareDev(ctx context.Context, opts dev.Options) (*dev.World, error) {
+	if opts.Dir == "" {
+		return nil, usageError{errors.New("--dir is empty: name a folder")}
+	}
+	release, err := sqlite.Lock(filepath.Join(opts.Dir, dev.DataFolder))
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // the first start
+		return dev.Prepare(ctx, opts)
+	case err != nil:
+		return nil, err
+	}
+	world, err := dev.Prepare(ctx, opts)
+	return world, errors.Join(err, release()) // the service takes it anew
 }
 
 // giveRootAccessKey sees to it that the root principal has the access key that the

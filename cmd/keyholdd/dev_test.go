@@ -1,9 +1,13 @@
 package main
 
 import (
+	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
 	"github.com/keyhold/keyhold/server"
@@ -48,4 +52,36 @@ func TestDevAuditDurability(t *testing.T) {
 	if !strings.Contains(d.log.String(), `"maybe" is neither synced nor written`) {
 		t.Errorf("it says %s", d.log)
 	}
+}
+
+// A start on a folder that is in use changes nothing in it.
+func TestDevInUse(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	d := start(t, dir)
+	contents := func() map[string]string {
+		found := make(map[string]string)
+		err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+			if err != nil || e.IsDir() || strings.HasPrefix(path, filepath.Join(dir, "data")) || e.Name() == "dev.env" { // which launch removes
+				return err
+			}
+			b, err := os.ReadFile(path)
+			found[path] = string(b)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	before := contents()
+	second := launch(t, dir, "--region", "eu-west-1", "--account", "111122223333")
+	<-second.exited
+	if !strings.Contains(second.log.String(), "in use by process") {
+		t.Errorf("the second says %s", second.log)
+	}
+	if diff := cmp.Diff(before, contents()); diff != "" {
+		t.Errorf("the second start changed files:\n%s", diff)
+	}
+	d.stop(t)
 }

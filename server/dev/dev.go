@@ -50,6 +50,9 @@ type World struct {
 	tokens []softhsmconfig.Token
 }
 
+// DataFolder is where the data of the service are in Options.Dir.
+const DataFolder = "data"
+
 // rootSubject is what the client certificate says its owner is.
 const rootSubject = "spiffe://keyhold.dev/root"
 
@@ -103,7 +106,7 @@ func needsQuoting(r rune) bool {
 // configure writes the configuration and reads it as `serve` would.
 func (w *World) configure(dir string) error {
 	c := server.Config{
-		DataDir: filepath.Join(dir, "data"),
+		DataDir: filepath.Join(dir, DataFolder),
 		GRPC:    server.GRPCConfig{Listen: w.opts.GRPC, Cert: w.certs.serverCert, Key: w.certs.serverKey, ClientCA: w.certs.ca},
 		AWS:     server.AWSConfig{Listen: w.opts.AWS},
 		Admin:   server.AdminConfig{Listen: w.opts.Admin},
