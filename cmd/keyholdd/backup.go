@@ -78,6 +78,9 @@ configuration names.`,
 			return err
 		}
 		reportMade(report, made, args[0])
+		if len(made.Unserved) > 0 {
+			return fmt.Errorf("the backup was made, but without the keys of %s: the configuration does not serve these regions, and so does not say where their tokens are", strings.Join(made.Unserved, ", "))
+		}
 		if n := len(made.Lost); n > 0 {
 			return fmt.Errorf("the backup was made, but %d keys are not in their token; `keyholdd doctor` says more", n)
 		}
@@ -118,6 +121,9 @@ func reportMade(w io.Writer, made *backup.Made, out string) {
 	}
 	for _, e := range m.Elsewhere {
 		fmt.Fprintf(w, "not in it  %s\n", e)
+	}
+	for _, region := range made.Unserved {
+		fmt.Fprintf(w, "UNSERVED   the store has keys in %s, which the configuration does not serve: its token is NOT in the backup\n", region)
 	}
 	for _, o := range made.Lost {
 		fmt.Fprintf(w, "LOST       key %s: its material %x is not in the token of %s\n", o.KeyID, o.ObjectID, o.Region)

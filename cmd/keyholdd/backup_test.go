@@ -9,14 +9,17 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 
+	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/keyhold/keyhold/client"
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
+	"github.com/keyhold/keyhold/server"
 )
 
 // acknowledgedKey is a key that a client was told of, with what it made.
@@ -276,6 +279,10 @@ func TestBackupOfStoppedDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.kill()
+	partial := without(t, config, "us-east-1")
+	if out, err := keyholdd(t, "backup", "--config", partial, filepath.Join(dir, "partial.tar")); err == nil || !strings.Contains(out, "UNSERVED   the store has keys in us-east-1") {
+		t.Errorf("without the region of the key: %v\n%s", err, out)
+	}
 	cmd := exec.CommandContext(t.Context(), binaries.keyholdd, "backup", "--config", config, "--include-secrets", "-")
 	var report bytes.Buffer
 	cmd.Stderr = &report
@@ -322,6 +329,25 @@ func TestBackupOfStoppedDaemon(t *testing.T) {
 	k.check(t, d.dial(t))
 	d.stop(t)
 	verifyAudit(t, dir)
+}
+
+// without writes the configuration without a region, and returns where.
+func without(t *testing.T, config, region string) string {
+	t.Helper()
+	cfg, err := server.LoadConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Regions = slices.DeleteFunc(cfg.Regions, func(r server.RegionConfig) bool { return r.Name == region })
+	b, err := yaml.Marshal(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := filepath.Join(t.TempDir(), "keyholdd.yaml")
+	if err := os.WriteFile(to, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return to
 }
 
 // brokenPipe wants nothing left of a backup whose reader ends early.

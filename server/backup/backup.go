@@ -47,6 +47,21 @@ type Made struct {
 	Bytes  int64
 	// Lost are keys of the store whose material is not in their token.
 	Lost []kms.Orphan
+	// Unserved are regions with keys that the configuration does not serve: what their
+	// tokens hold is not in the backup, and nobody has looked for it.
+	Unserved []string
+}
+
+// unserved returns the regions of keys that the configuration does not serve.
+func unserved(cfg *server.Config, keys []*kms.KeyRecord) []string {
+	var regions []string
+	for _, k := range keys {
+		served := slices.ContainsFunc(cfg.Regions, func(c server.RegionConfig) bool { return kms.Region(c.Name) == k.Region })
+		if !served && !slices.Contains(regions, string(k.Region)) {
+			regions = append(regions, string(k.Region))
+		}
+	}
+	return regions
 }
 
 // stagePrefix begins the name of the folder in which a backup is made, beside
@@ -372,7 +387,7 @@ func (m *maker) write(ctx context.Context) (*Made, error) {
 	if err != nil {
 		return nil, err
 	}
-	made := &Made{Manifest: &m.manifest, SHA256: string(sumLine(manifest)[:64]), Lost: m.lost}
+	made := &Made{Manifest: &m.manifest, SHA256: string(sumLine(manifest)[:64]), Lost: m.lost, Unserved: unserved(m.o.Config, m.keys)}
 	if m.o.Out == "" {
 		made.Bytes, err = m.stream(ctx, manifest)
 		return made, err

@@ -340,11 +340,8 @@ func (r *restorer) store(ctx context.Context) error {
 		if k.State == keyholdv1.KeyState_KEY_STATE_PENDING_DELETION {
 			r.out.Pending = append(r.out.Pending, k)
 		}
-		served := slices.ContainsFunc(r.o.Config.Regions, func(c server.RegionConfig) bool { return kms.Region(c.Name) == k.Region })
-		if !served && !slices.Contains(r.out.Unserved, string(k.Region)) {
-			r.out.Unserved = append(r.out.Unserved, string(k.Region))
-		}
 	}
+	r.out.Unserved = unserved(r.o.Config, snapshot.Keys)
 	return nil
 }
 
