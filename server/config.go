@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -275,14 +276,14 @@ func (c *Config) Check() error {
 			fail("%s is missing: name a PEM file", f.name)
 		}
 	}
-	if _, _, err := net.SplitHostPort(c.GRPC.Listen); err != nil {
+	if _, err := listenHost(c.GRPC.Listen); err != nil {
 		fail("grpc.listen: %w", err)
 	}
 	if c.GRPC.MaxConnections < 1 {
 		fail("grpc.max_connections is negative")
 	}
 	c.AWS.check(fail)
-	if host, _, err := net.SplitHostPort(c.Admin.Listen); err != nil {
+	if host, err := listenHost(c.Admin.Listen); err != nil {
 		fail("admin.listen: %w", err)
 	} else if !loopback(host) && !c.Admin.AllowRemote {
 		fail("admin.listen is %s, which others may reach, and the listener has no authentication: use 127.0.0.1, or set admin.allow_remote", c.Admin.Listen)
@@ -319,6 +320,15 @@ func (c *Config) Check() error {
 	return errors.Join(errs...)
 }
 
+// listenHost returns the host of an address to listen on, whose port must be one.
+func listenHost(address string) (string, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err == nil {
+		_, err = net.DefaultResolver.LookupPort(context.Background(), "tcp", port)
+	}
+	return host, err
+}
+
 func (a AWSConfig) check(fail func(string, ...any)) {
 	if a.MaxConnections < 1 {
 		fail("aws.max_connections is negative")
@@ -329,7 +339,7 @@ func (a AWSConfig) check(fail func(string, ...any)) {
 	if a.Listen == "" {
 		return
 	}
-	if host, _, err := net.SplitHostPort(a.Listen); err != nil {
+	if host, err := listenHost(a.Listen); err != nil {
 		fail("aws.listen: %w", err)
 	} else if a.Cert == "" && !loopback(host) {
 		fail("aws.listen is %s, which others may reach, without a certificate: plaintexts would cross the network in the clear; use 127.0.0.1, or set aws.cert and aws.key", a.Listen)

@@ -66,6 +66,8 @@ func TestConfigRefusals(t *testing.T) {
 		{"admin for all", replace("grpc:", "admin: {listen: \"0.0.0.0:9090\"}\ngrpc:"), "allow_remote"},
 		{"admin on a name", replace("grpc:", "admin: {listen: \"example.org:9090\"}\ngrpc:"), "allow_remote"},
 		{"no port", replace("cert: a", "cert: a, listen: localhost"), "grpc.listen"},
+		{"no such port", replace("cert: a", "cert: a, listen: \"127.0.0.1:99999\""), "grpc.listen"},
+		{"a port's name that nobody knows", replace("grpc:", "aws: {listen: \"127.0.0.1:bar\"}\ngrpc:"), "aws.listen"},
 		{"no certificate", replace("cert: a, ", ""), "grpc.cert"},
 		{"bad durability", replace("grpc:", "audit: {durability: perhaps}\ngrpc:"), "durability"},
 		{"small segments", replace("grpc:", "audit: {segment_bytes: 258048}\ngrpc:"), "audit.segment_bytes"},

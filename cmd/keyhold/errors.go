@@ -56,6 +56,9 @@ func addConnectionHint(err error, conf *config) error {
 	if errors.As(err, &hinted) || !errors.As(err, &e) || e.Exception != "" {
 		return err
 	}
+	if e.Status == codes.Internal && strings.Contains(e.Message, "invalid UTF-8") {
+		return usagef("an argument is not UTF-8: names, descriptions, tags and encryption contexts must be")
+	}
 	where := fmt.Sprintf("KEYHOLD_ADDR is %s (%s)", conf.text(setAddr), conf.source(setAddr))
 	switch {
 	case e.Status == codes.DeadlineExceeded:

@@ -335,3 +335,20 @@ func TestPrintable(t *testing.T) {
 		}
 	}
 }
+
+// What is not UTF-8 is said to be, and not by gRPC's encoder.
+func TestArgumentsInUTF8(t *testing.T) {
+	_, env := newFake(t)
+	for _, args := range [][]string{
+		{"encrypt", "--key", "alias/\xff"},
+		{"encrypt", "--key", "alias/app", "--context", "a=\xff"},
+		{"key", "create", "--description", "\xff"},
+		{"key", "create", "--tag", "a=\xff"},
+	} {
+		var stderr bytes.Buffer
+		v := &invocation{env: env, stdin: strings.NewReader("x"), stdout: io.Discard, stderr: &stderr}
+		if code := v.run(t.Context(), args...); code != exitUsage || !strings.Contains(stderr.String(), "an argument is not UTF-8") {
+			t.Errorf("%q: exit code %d, %s", args, code, stderr.String())
+		}
+	}
+}

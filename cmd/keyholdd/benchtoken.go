@@ -67,7 +67,7 @@ results of --output json are those of ` + "`keyhold bench`" + `, a line each.`,
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.config, "config", "", "configuration file (YAML) that names the token")
-	flags.StringVar(&f.dir, "dir", "", "folder of `keyholdd dev` whose token to use, such as .keyhold")
+	flags.StringVar(&f.dir, "dir", "", "folder of 'keyholdd dev' whose token to use, such as .keyhold")
 	flags.StringVar(&f.token, "token", "", "name of the token in the configuration; the first region's where it is not given")
 	flags.StringVar(&f.disk, "disk", "", "folder on the disk to measure; the audit log's, or without a configuration this one")
 	flags.StringSliceVar(&f.ops, "op", nil, "what to measure, one or several; all where it is not given: "+strings.Join(append(tokenbench.Names(), opDisk), ", "))

@@ -57,7 +57,7 @@ func NewMetrics() *Metrics {
 		requests: counter("keyhold_requests_total", "Requests by operation and by the exception that they ended with; an empty code is success.", "operation", "code"),
 		latency:  histogram("keyhold_request_seconds", "Time of requests in the core.", "operation"),
 		parts:    histogram("keyhold_request_part_seconds", "Time of requests by part: queue (waiting for a session), token, audit.", "operation", "part"),
-		refused:  prometheus.NewCounter(prometheus.CounterOpts{Name: "keyhold_unauthenticated_total", Help: "Requests of nobody known: the certificate is bound to no principal, or the signature is refused."}),
+		refused:  prometheus.NewCounter(prometheus.CounterOpts{Name: "keyhold_unauthenticated_total", Help: "Requests of nobody known: the certificate is bound to no principal, or the signature is refused; and TLS handshakes of gRPC clients that failed."}),
 		throttled: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "keyhold_unauthenticated_throttled_total",
 			Help: "Of keyhold_unauthenticated_total, those that were told to come again later instead of why: too many failed from their address, or in all.",

@@ -3,9 +3,12 @@ package grpcapi
 import (
 	"context"
 	"crypto/tls"
+	"errors"
+	"io"
 	"net"
 	"strings"
 	"sync/atomic"
+	"syscall"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -45,13 +48,20 @@ type whose struct {
 // connections makes TLS handshakes give a *connection.
 type connections struct {
 	credentials.TransportCredentials
+
+	// refused is told of a handshake that failed.
+	refused func(from net.Addr, err error)
 }
 
 // ServerHandshake is credentials.TransportCredentials's.
 func (c connections) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	conn, auth, err := c.TransportCredentials.ServerHandshake(raw)
+	if err != nil {
+		c.refused(raw.RemoteAddr(), err)
+		return conn, auth, err
+	}
 	info, ok := auth.(credentials.TLSInfo)
-	if err != nil || !ok {
+	if !ok {
 		return conn, auth, err
 	}
 	return conn, &connection{
@@ -61,7 +71,7 @@ func (c connections) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthIn
 
 // Clone is credentials.TransportCredentials's.
 func (c connections) Clone() credentials.TransportCredentials {
-	return connections{c.TransportCredentials.Clone()}
+	return connections{c.TransportCredentials.Clone(), c.refused}
 }
 
 // whose finds out whose the certificate is, as the directory has it now.
@@ -104,6 +114,19 @@ func (s *Server) authenticate(ctx context.Context, requestID string) (*identity.
 		c.UserAgent = v[0][:min(len(v[0]), maxUserAgentBytes)]
 	}
 	return c, nil
+}
+
+// refuseConnection counts and logs a connection whose TLS handshake failed: its
+// certificate is expired or of another CA, perhaps. Whoever says nothing that could
+// be refused, as probes do, is not among them.
+func (s *Server) refuseConnection(from net.Addr, err error) {
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+		return
+	}
+	if s.cfg.Refused != nil {
+		s.cfg.Refused()
+	}
+	s.strangers.Warn(context.Background(), "TLS handshake failed", "from", address(from), "why", err.Error())
 }
 
 // refuse answers a caller that nobody knows.

@@ -56,8 +56,9 @@ func TestAuthentication(t *testing.T) {
 	if len(c.calls) != 0 {
 		t.Errorf("the core was called: %v", c.calls)
 	}
-	if d.refused.Load() != 1 {
-		t.Errorf("%d refusals counted, want 1", d.refused.Load())
+	// gRPC may try a connection again.
+	if n := d.refused.Load(); n < 6 {
+		t.Errorf("%d refusals counted, want 6 or more", n)
 	}
 }
 

@@ -128,7 +128,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{cfg: cfg, log: cfg.Logger, health: health.NewServer(), strangers: door.NewSparingLog(cfg.Logger), failed: door.NewSparingLog(cfg.Logger), batchRoom: semaphore.NewWeighted(batchRoomBytes), stop: make(chan struct{})}
 	s.grpc = grpc.NewServer(
-		grpc.Creds(connections{credentials.NewTLS(cfg.TLS)}),
+		grpc.Creds(connections{credentials.NewTLS(cfg.TLS), s.refuseConnection}),
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxRecvMsgSize(maxReceiveBytes),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
