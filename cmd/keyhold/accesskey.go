@@ -54,7 +54,8 @@ func (a *app) accessKeyCreateCommand() *cobra.Command {
 		Long: `Make an access key, and show its secret this once. Nobody can show it again: the
 server keeps it sealed by the token. Who has lost it makes another key.
 
-With --output json the result is what ` + "`aws iam create-access-key`" + ` prints.`,
+With --output json the result is like that of ` + "`aws iam create-access-key`" + `, with a
+PrincipalArn where that has a UserName.`,
 		Example: `  keyhold access-key create --principal arn:aws:iam::111122223333:user/app
   eval "$(keyhold access-key create --shell)"`,
 		Args: noArguments,

@@ -85,7 +85,7 @@ func usageOf(spec keyholdv1.KeySpec) (keyholdv1.KeyUsageType, error) {
 		return keyholdv1.KeyUsageType_KEY_USAGE_TYPE_ENCRYPT_DECRYPT, nil
 	case strings.HasPrefix(name, "HMAC_"):
 		return keyholdv1.KeyUsageType_KEY_USAGE_TYPE_GENERATE_VERIFY_MAC, nil
-	case strings.HasPrefix(name, "ECC_"):
+	case strings.HasPrefix(name, "ECC_"), strings.HasPrefix(name, "ML_DSA_"):
 		return keyholdv1.KeyUsageType_KEY_USAGE_TYPE_SIGN_VERIFY, nil
 	}
 	return 0, usagef("a key of spec %s can encrypt or sign, but not both: say --usage ENCRYPT_DECRYPT or --usage SIGN_VERIFY", name)

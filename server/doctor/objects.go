@@ -35,7 +35,7 @@ func (e *exam) objects(ctx context.Context, p *patient) {
 	}
 	p.objects = objects
 	custodies := e.custodies(p)
-	var ours, foreign []string
+	var ours, unknown, foreign []string
 	report := make([]ObjectReport, 0, len(p.custody))
 	mine, exportable := 0, 0
 	for i := range p.custody {
@@ -58,6 +58,8 @@ func (e *exam) objects(ctx context.Context, p *patient) {
 			switch {
 			case cameFromOutside(custody):
 				// Its record says so.
+			case r.Keyhold && !e.records.read && provenAs(keyholdv1.KeyCustodyType_KEY_CUSTODY_TYPE_EXPORTABLE, c) == nil:
+				unknown = append(unknown, line)
 			case r.Keyhold:
 				ours = append(ours, line)
 			default:
@@ -67,17 +69,21 @@ func (e *exam) objects(ctx context.Context, p *patient) {
 		report = append(report, r)
 	}
 	e.report.Tokens[len(e.report.Tokens)-1].Objects = report
-	e.reportCustody(p.name, len(report), mine, exportable, ours, foreign)
+	e.reportCustody(p.name, len(report), mine, exportable, ours, unknown, foreign)
 }
 
-func (e *exam) reportCustody(name string, total, mine, exportable int, ours, foreign []string) {
-	c := Check{Name: "custody", Subject: name, Status: OK, Details: append(slices.Clone(ours), foreign...)}
+func (e *exam) reportCustody(name string, total, mine, exportable int, ours, unknown, foreign []string) {
+	c := Check{Name: "custody", Subject: name, Status: OK, Details: slices.Concat(ours, unknown, foreign)}
 	c.Fact = fmt.Sprintf("%s, %d of Keyhold", count(total, "private or secret object"), mine)
 	switch {
 	case len(ours) > 0:
 		c.Status = Fail
 		c.Fact += fmt.Sprintf("; %d of Keyhold's are not proven to have been generated in the token and never to leave it", len(ours))
 		c.Remedy = "find out who made or changed these objects; do not trust keys that may have left the token, make new ones and encrypt anew"
+	case len(unknown) > 0:
+		c.Status = Warn
+		c.Fact += fmt.Sprintf("; %s may leave wrapped", count(len(unknown), "key"))
+		c.Remedy = "whether they were created EXPORTABLE is in the records: give --config"
 	case len(foreign) > 0:
 		c.Status = Warn
 		c.Fact += fmt.Sprintf("; %d that Keyhold did not make may leave the token, or came from outside", len(foreign))
