@@ -20,6 +20,9 @@ var (
 	ErrAccessKeyExists = errors.New("access key exists")
 	// ErrAccessKeyChanged: the record is not at the expected revision any more.
 	ErrAccessKeyChanged = errors.New("access key was changed meanwhile")
+	// ErrNotBegun: the store did not begin a write, since its ctx ended while it
+	// waited for its turn, for one. The cause is beside it in the chain.
+	ErrNotBegun = errors.New("write was not begun")
 	// ErrTooManyAccessKeys: the principal has as many as it may have.
 	ErrTooManyAccessKeys = errors.New("too many access keys")
 	// ErrAccessKeyUnusable: the key is unknown, inactive, or its principal is
@@ -64,7 +67,9 @@ type AccessKeyUse struct {
 //
 // Every write is durable when it returns nil, and has had no effect when it returns
 // one of this package's errors. After any other error the effect is unknown until
-// the record is read again. All methods may be called concurrently.
+// the record is read again. A write waits for its turn as long as ctx lets it, and
+// is ErrNotBegun then; once begun it runs to its end, whatever becomes of ctx. All
+// methods may be called concurrently.
 type AccessKeyStore interface {
 	// AccessKeys returns all records, as of one moment.
 	AccessKeys(ctx context.Context) ([]*AccessKeyRecord, error)

@@ -33,7 +33,9 @@ type AccessKeysConfig struct {
 // while something is derived from it (Open), and when it is made.
 //
 // What Create, SetActive and Delete have changed holds for every look-up that
-// begins after they return. All methods may be called concurrently.
+// begins after they return. Their ctx bounds the waiting for the store; what it has
+// begun is finished, and known when they return. All methods may be called
+// concurrently.
 type AccessKeys struct {
 	cfg AccessKeysConfig
 
@@ -41,9 +43,13 @@ type AccessKeys struct {
 	// generation gives each state of a key a number of its own.
 	generation atomic.Uint64
 
-	// writes serialises changes, store and memory together. It guards what is
-	// below it. Nobody waits for a token while holding it.
-	writes sync.Mutex
+	// writes has room for the one who changes something, store and memory together
+	// (takeTurn). A channel and no mutex: who waits for it obeys its deadline even
+	// while the database hangs. Nobody waits for a token meanwhile.
+	writes chan struct{}
+
+	// mu guards what is below it. Nobody waits for anything while holding it.
+	mu sync.Mutex
 	// byPrincipal has the ids of each principal's keys.
 	byPrincipal map[string][]string
 	watchers    []func(id string)
@@ -71,7 +77,7 @@ func NewAccessKeys(ctx context.Context, cfg AccessKeysConfig) (*AccessKeys, erro
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	a := &AccessKeys{cfg: cfg, byPrincipal: make(map[string][]string)}
+	a := &AccessKeys{cfg: cfg, writes: make(chan struct{}, 1), byPrincipal: make(map[string][]string)}
 	records, err := cfg.Store.AccessKeys(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("load access keys: %w", err)
@@ -92,12 +98,22 @@ func NewAccessKeys(ctx context.Context, cfg AccessKeysConfig) (*AccessKeys, erro
 // Watch makes changed be told the id of each key that was deactivated or deleted,
 // before the operation is answered. changed must return soon and not call back.
 func (a *AccessKeys) Watch(changed func(id string)) {
-	a.writes.Lock()
-	defer a.writes.Unlock()
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.watchers = append(a.watchers, changed)
 }
 
-// put makes a record visible. writes is held, but in NewAccessKeys.
+// takeTurn waits until no other change is under way, until ctx ends.
+func (a *AccessKeys) takeTurn(ctx context.Context) (release func(), err error) {
+	select {
+	case a.writes <- struct{}{}:
+		return func() { <-a.writes }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("wait to change access keys: %w", ctx.Err())
+	}
+}
+
+// put makes a record visible. The caller has the turn, but in NewAccessKeys.
 func (a *AccessKeys) put(r *AccessKeyRecord) {
 	k := &AccessKey{rec: *r}
 	old := a.get(r.ID)
@@ -110,7 +126,9 @@ func (a *AccessKeys) put(r *AccessKeyRecord) {
 		k.uses = old.uses
 	} else {
 		k.uses = &uses{last: r.LastUse}
+		a.mu.Lock()
 		a.byPrincipal[r.Principal] = append(a.byPrincipal[r.Principal], r.ID)
+		a.mu.Unlock()
 	}
 	a.keys.Store(r.ID, k)
 	if !r.Active {
@@ -118,23 +136,27 @@ func (a *AccessKeys) put(r *AccessKeyRecord) {
 	}
 }
 
-// remove takes a key out of memory. writes is held.
+// remove takes a key out of memory. The caller has the turn.
 func (a *AccessKeys) remove(id string) {
 	if k := a.get(id); k != nil {
 		a.keys.Delete(id)
+		a.mu.Lock()
 		ids := slices.DeleteFunc(a.byPrincipal[k.rec.Principal], func(s string) bool { return s == id })
 		a.byPrincipal[k.rec.Principal] = ids
 		if len(ids) == 0 {
 			delete(a.byPrincipal, k.rec.Principal)
 		}
+		a.mu.Unlock()
 	}
 	a.tell(id)
 }
 
-// tell tells the watchers. writes is held, but in NewAccessKeys, where there are
-// none.
+// tell tells the watchers.
 func (a *AccessKeys) tell(id string) {
-	for _, w := range a.watchers {
+	a.mu.Lock()
+	watchers := slices.Clone(a.watchers)
+	a.mu.Unlock()
+	for _, w := range watchers {
 		w(id)
 	}
 }
@@ -206,9 +228,9 @@ func (k *AccessKey) record() *AccessKeyRecord {
 
 // List returns a principal's keys, the oldest first.
 func (a *AccessKeys) List(principal string) []*AccessKeyRecord {
-	a.writes.Lock()
+	a.mu.Lock()
 	ids := slices.Clone(a.byPrincipal[principal])
-	a.writes.Unlock()
+	a.mu.Unlock()
 	list := make([]*AccessKeyRecord, 0, len(ids))
 	for _, id := range ids {
 		if k := a.get(id); k != nil { // it may be gone since
@@ -242,13 +264,10 @@ func (a *AccessKeys) Create(ctx context.Context, p *Principal, id string, most i
 }
 
 func (a *AccessKeys) room(p *Principal, most int) error {
-	a.writes.Lock()
-	defer a.writes.Unlock()
-	return a.roomLocked(p, most)
-}
-
-func (a *AccessKeys) roomLocked(p *Principal, most int) error {
-	if n := len(a.byPrincipal[p.ARN]); n >= most {
+	a.mu.Lock()
+	n := len(a.byPrincipal[p.ARN])
+	a.mu.Unlock()
+	if n >= most {
 		return fmt.Errorf("%w: %d, and %d are possible", ErrTooManyAccessKeys, n, most)
 	}
 	return nil
@@ -260,20 +279,21 @@ func (a *AccessKeys) insert(ctx context.Context, p *Principal, id string, secret
 	if err != nil {
 		return nil, err
 	}
-	a.writes.Lock()
-	defer a.writes.Unlock()
-	if err := a.roomLocked(p, most); err != nil { // others were as fast
+	release, err := a.takeTurn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if err := a.room(p, most); err != nil { // others were as fast
 		return nil, err
 	}
 	r.Created, r.SealedSecret = a.cfg.Now().UTC().Truncate(time.Second), sealed
-	// What was begun is finished: a caller who goes away must not leave it unknown.
-	ctx = context.WithoutCancel(ctx)
 	err = a.cfg.Store.InsertAccessKey(ctx, r)
 	switch {
 	case err == nil:
 		a.put(r)
 		return r, nil
-	case errors.Is(err, ErrAccessKeyExists):
+	case errors.Is(err, ErrAccessKeyExists), errors.Is(err, ErrNotBegun):
 		return nil, err
 	}
 	stored, readErr := a.reread(ctx, id)
@@ -285,9 +305,10 @@ func (a *AccessKeys) insert(ctx context.Context, p *Principal, id string, secret
 
 // reread brings what the store holds of a key into memory and returns it, or nil
 // where there is none: after a failed write its effect is not known. What cannot
-// be read is not usable until it can. writes is held.
+// be read is not usable until it can; therefore it is read also where ctx has ended.
+// The caller has the turn.
 func (a *AccessKeys) reread(ctx context.Context, id string) (*AccessKeyRecord, error) {
-	r, err := a.cfg.Store.AccessKey(ctx, id)
+	r, err := a.cfg.Store.AccessKey(context.WithoutCancel(ctx), id)
 	switch {
 	case err == nil:
 		a.put(r)
@@ -307,18 +328,20 @@ func (a *AccessKeys) reread(ctx context.Context, id string) (*AccessKeyRecord, e
 // SetActive activates or deactivates a key. When it returns nil for false, no
 // LookUp finds the key usable any more. ErrNoAccessKey.
 func (a *AccessKeys) SetActive(ctx context.Context, id string, active bool) error {
-	a.writes.Lock()
-	defer a.writes.Unlock()
+	release, err := a.takeTurn(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
 	k := a.get(id)
 	if k == nil {
 		return ErrNoAccessKey
 	}
-	ctx = context.WithoutCancel(ctx)
 	next := k.rec
 	next.Active = active
 	// Also where memory says that it is so: memory is in doubt after a failure, and
 	// the answer is about what is durable.
-	err := a.cfg.Store.UpdateAccessKey(ctx, &next)
+	err = a.cfg.Store.UpdateAccessKey(ctx, &next)
 	if errors.Is(err, ErrAccessKeyChanged) { // memory was behind
 		if fresh, readErr := a.reread(ctx, id); readErr == nil && fresh != nil {
 			next = *fresh
@@ -333,6 +356,8 @@ func (a *AccessKeys) SetActive(ctx context.Context, id string, active bool) erro
 	case errors.Is(err, ErrNoAccessKey):
 		a.remove(id)
 		return ErrNoAccessKey
+	case errors.Is(err, ErrNotBegun):
+		return err
 	}
 	stored, readErr := a.reread(ctx, id)
 	if stored == nil || stored.Active != active {
@@ -344,13 +369,15 @@ func (a *AccessKeys) SetActive(ctx context.Context, id string, active bool) erro
 // Delete removes a key for good. When it returns nil, no LookUp finds it any more.
 // ErrNoAccessKey.
 func (a *AccessKeys) Delete(ctx context.Context, id string) error {
-	a.writes.Lock()
-	defer a.writes.Unlock()
+	release, err := a.takeTurn(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
 	if a.get(id) == nil {
 		return ErrNoAccessKey
 	}
-	ctx = context.WithoutCancel(ctx)
-	err := a.cfg.Store.DeleteAccessKey(ctx, id)
+	err = a.cfg.Store.DeleteAccessKey(ctx, id)
 	switch {
 	case err == nil:
 		a.remove(id)
@@ -358,6 +385,8 @@ func (a *AccessKeys) Delete(ctx context.Context, id string) error {
 	case errors.Is(err, ErrNoAccessKey):
 		a.remove(id)
 		return ErrNoAccessKey
+	case errors.Is(err, ErrNotBegun):
+		return err
 	}
 	stored, readErr := a.reread(ctx, id)
 	if stored != nil || readErr != nil {

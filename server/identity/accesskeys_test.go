@@ -24,13 +24,34 @@ type faultyStore struct {
 
 	mu            sync.Mutex
 	before, after map[string]error // by method
-	writes        []map[string]identity.AccessKeyUse
+	// turn is what a write waits for at first; nil: for nothing.
+	turn   func(context.Context) error
+	writes []map[string]identity.AccessKeyUse
 }
 
 func (f *faultyStore) fail(before, after map[string]error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.before, f.after = before, after
+}
+
+func (f *faultyStore) waitWith(turn func(context.Context) error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.turn = turn
+}
+
+// write is around for what waits for a turn.
+func (f *faultyStore) write(ctx context.Context, method string, call func() error) error {
+	f.mu.Lock()
+	turn := f.turn
+	f.mu.Unlock()
+	if turn != nil {
+		if err := turn(ctx); err != nil {
+			return err
+		}
+	}
+	return f.around(method, call)
 }
 
 func (f *faultyStore) around(method string, call func() error) error {
@@ -52,15 +73,15 @@ func (f *faultyStore) AccessKey(ctx context.Context, id string) (r *identity.Acc
 }
 
 func (f *faultyStore) InsertAccessKey(ctx context.Context, r *identity.AccessKeyRecord) error {
-	return f.around("insert", func() error { return f.Store.InsertAccessKey(ctx, r) })
+	return f.write(ctx, "insert", func() error { return f.Store.InsertAccessKey(ctx, r) })
 }
 
 func (f *faultyStore) UpdateAccessKey(ctx context.Context, r *identity.AccessKeyRecord) error {
-	return f.around("update", func() error { return f.Store.UpdateAccessKey(ctx, r) })
+	return f.write(ctx, "update", func() error { return f.Store.UpdateAccessKey(ctx, r) })
 }
 
 func (f *faultyStore) DeleteAccessKey(ctx context.Context, id string) error {
-	return f.around("delete", func() error { return f.Store.DeleteAccessKey(ctx, id) })
+	return f.write(ctx, "delete", func() error { return f.Store.DeleteAccessKey(ctx, id) })
 }
 
 func (f *faultyStore) NoteAccessKeyUses(ctx context.Context, uses map[string]identity.AccessKeyUse) error {

@@ -31,8 +31,13 @@ func (w *world) setPrincipals(callers ...*identity.Caller) {
 // loadAccessKeys loads them from the store, as a start does.
 func (w *world) loadAccessKeys() *identity.AccessKeys {
 	w.t.Helper()
+	return w.loadAccessKeysFrom(w.db)
+}
+
+func (w *world) loadAccessKeysFrom(store identity.AccessKeyStore) *identity.AccessKeys {
+	w.t.Helper()
 	keys, err := identity.NewAccessKeys(w.t.Context(), identity.AccessKeysConfig{
-		Store: w.db, Sealer: w.sealKey.Column("access_keys", "sealed_secret"), Principals: w.principals.Load, Logger: w.cfg.Logger, Now: w.clock.Now,
+		Store: store, Sealer: w.sealKey.Column("access_keys", "sealed_secret"), Principals: w.principals.Load, Logger: w.cfg.Logger, Now: w.clock.Now,
 	})
 	if err != nil {
 		w.t.Fatal(err)

@@ -31,8 +31,11 @@ func validAlias(name string) error {
 
 func (s *Service) createAlias(ctx context.Context, c *call, r *keyholdv1.CreateAliasRequest) (*keyholdv1.CreateAliasResponse, error) {
 	name, target := c.key(0), c.key(1)
-	s.aliasWrites.Lock()
-	defer s.aliasWrites.Unlock()
+	release, err := s.takeAliasTurn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	if s.keys.alias(name.account, c.region, r.GetAliasName()) != nil {
 		return nil, aliasExists(name.arn)
 	}
@@ -41,10 +44,13 @@ func (s *Service) createAlias(ctx context.Context, c *call, r *keyholdv1.CreateA
 	}
 	now := s.timestamp()
 	a := &AliasRecord{Account: name.account, Region: c.region, Name: r.GetAliasName(), KeyID: target.rec.ID, Created: now, Updated: now}
-	err := s.store.InsertAlias(context.WithoutCancel(ctx), a)
-	if err == nil {
+	err = s.store.InsertAlias(ctx, a)
+	switch {
+	case err == nil:
 		s.keys.putAlias(a)
 		return &keyholdv1.CreateAliasResponse{}, nil
+	case errors.Is(err, ErrNotBegun):
+		return nil, fmt.Errorf("create %s: %w", name.arn, err)
 	}
 	stored, readErr := s.rereadAlias(ctx, a)
 	switch {
@@ -62,7 +68,7 @@ func aliasExists(arn string) *Error {
 	return errorf(CodeAlreadyExists, "An alias with the name %s already exists", arn)
 }
 
-// aliasRoom keeps a key within its aliases. aliasWrites is held.
+// aliasRoom keeps a key within its aliases. The caller has the turn of aliasWrites.
 func (s *Service) aliasRoom(c *call, id KeyID) error {
 	if _, n := s.keys.counts(c.caller.Principal.Account, c.region, id); n >= s.limits.AliasesPerKey {
 		return errorf(CodeLimitExceeded, "The key has %d aliases, the most it may have.", n)
@@ -72,8 +78,11 @@ func (s *Service) aliasRoom(c *call, id KeyID) error {
 
 func (s *Service) updateAlias(ctx context.Context, c *call, r *keyholdv1.UpdateAliasRequest) (*keyholdv1.UpdateAliasResponse, error) {
 	name, target := c.key(0), c.key(1)
-	s.aliasWrites.Lock()
-	defer s.aliasWrites.Unlock()
+	release, err := s.takeAliasTurn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	a := s.keys.alias(name.account, c.region, r.GetAliasName())
 	switch {
 	case a == nil:
@@ -93,10 +102,13 @@ func (s *Service) updateAlias(ctx context.Context, c *call, r *keyholdv1.UpdateA
 	}
 	next := *a
 	next.KeyID, next.Updated = target.rec.ID, s.timestamp()
-	err := s.store.UpdateAlias(context.WithoutCancel(ctx), &next)
-	if err == nil {
+	err = s.store.UpdateAlias(ctx, &next)
+	switch {
+	case err == nil:
 		s.keys.putAlias(&next)
 		return &keyholdv1.UpdateAliasResponse{}, nil
+	case errors.Is(err, ErrNotBegun):
+		return nil, fmt.Errorf("update %s: %w", name.arn, err)
 	}
 	stored, readErr := s.rereadAlias(ctx, a)
 	switch {
@@ -110,16 +122,22 @@ func (s *Service) updateAlias(ctx context.Context, c *call, r *keyholdv1.UpdateA
 
 func (s *Service) deleteAlias(ctx context.Context, c *call, r *keyholdv1.DeleteAliasRequest) (*keyholdv1.DeleteAliasResponse, error) {
 	name := c.key(0)
-	s.aliasWrites.Lock()
-	defer s.aliasWrites.Unlock()
+	release, err := s.takeAliasTurn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	a := s.keys.alias(name.account, c.region, r.GetAliasName())
 	if a == nil {
 		return nil, errorf(CodeNotFound, "Alias %s is not found.", name.arn)
 	}
-	err := s.store.DeleteAlias(context.WithoutCancel(ctx), a)
-	if err == nil {
+	err = s.store.DeleteAlias(ctx, a)
+	switch {
+	case err == nil:
 		s.keys.removeAlias(a)
 		return &keyholdv1.DeleteAliasResponse{}, nil
+	case errors.Is(err, ErrNotBegun):
+		return nil, fmt.Errorf("delete %s: %w", name.arn, err)
 	}
 	stored, readErr := s.rereadAlias(ctx, a)
 	switch {
@@ -134,7 +152,8 @@ func (s *Service) deleteAlias(ctx context.Context, c *call, r *keyholdv1.DeleteA
 // rereadAlias brings what the store holds of an alias into memory and returns
 // it, or nil where there is none. After a failed write its effect is not known;
 // memory that went on as before would resolve an alias to a key that it does
-// not name any more, until the next start. aliasWrites is held.
+// not name any more, until the next start. Also where ctx has ended. The caller has
+// the turn of aliasWrites.
 func (s *Service) rereadAlias(ctx context.Context, of *AliasRecord) (*AliasRecord, error) {
 	snapshot, err := s.store.Snapshot(context.WithoutCancel(ctx))
 	if err != nil {

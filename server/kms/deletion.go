@@ -63,8 +63,11 @@ func (r *KeyRecord) due(now time.Time) bool {
 // so that there is no way back, destroy the material, remove the record. Each
 // step may be repeated after a crash.
 func (s *Service) deleteKey(ctx context.Context, e *entry, now time.Time) error {
-	e.writes.Lock()
-	defer e.writes.Unlock()
+	release, err := e.takeTurn(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
 	r := e.rec.Load()
 	// The date too: it may have been cancelled and scheduled anew meanwhile.
 	if e.removed || !r.due(now) {
@@ -96,7 +99,11 @@ func (s *Service) destroy(ctx context.Context, gen Generator, e *entry) error {
 	next := e.rec.Load().Clone()
 	if !next.Destroying {
 		next.Destroying = true
-		if err := s.store.UpdateKey(ctx, next); err != nil {
+		err := s.store.UpdateKey(ctx, next)
+		switch {
+		case errors.Is(err, ErrNotBegun):
+			return fmt.Errorf("mark as being deleted: %w", err)
+		case err != nil:
 			_, readErr := s.reread(ctx, next.ID)
 			return fmt.Errorf("mark as being deleted: %w", errors.Join(err, readErr))
 		}
@@ -108,9 +115,8 @@ func (s *Service) destroy(ctx context.Context, gen Generator, e *entry) error {
 		}
 	}
 	// The material is gone; its record follows even when the caller does.
-	detached := context.WithoutCancel(ctx)
-	if err := s.store.DeleteKey(detached, next.ID, next.Revision); err != nil && !errors.Is(err, ErrNotFound) {
-		fresh, readErr := s.reread(detached, next.ID)
+	if err := s.store.DeleteKey(context.WithoutCancel(ctx), next.ID, next.Revision); err != nil && !errors.Is(err, ErrNotFound) {
+		fresh, readErr := s.reread(ctx, next.ID)
 		if fresh != nil || readErr != nil {
 			return fmt.Errorf("remove the record: %w", errors.Join(err, readErr))
 		}
@@ -124,10 +130,11 @@ func (s *Service) destroy(ctx context.Context, gen Generator, e *entry) error {
 
 // reread brings what the store holds now into memory: after a failed write its
 // effect is not known, and after a conflict the next attempt must start from
-// what is there. It returns what there is, nil where the record is gone. The
-// entry's writes is held.
+// what is there. It returns what there is, nil where the record is gone. Also where
+// ctx has ended: its end must not leave memory behind the store. The caller has the
+// entry's turn.
 func (s *Service) reread(ctx context.Context, id KeyID) (fresh *KeyRecord, err error) {
-	fresh, err = s.store.Key(ctx, id)
+	fresh, err = s.store.Key(context.WithoutCancel(ctx), id)
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return nil, nil

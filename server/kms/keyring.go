@@ -60,13 +60,15 @@ type entry struct {
 	// aliases has the sorted names of the key's aliases. Guarded by keyring.mu.
 	aliases []string
 
-	// writes serialises changes of the record, store and memory together, so
-	// that memory sees them in the store's order.
-	writes sync.Mutex
-	// removed is set when the key is gone. Guarded by writes.
+	// removed is set when the key is gone. Who has the turn of writes reads and
+	// sets it.
 	removed bool
 
 	mu sync.Mutex
+	// writes serialises changes of the record, store and memory together, so
+	// that memory sees them in the store's order. takeTurn makes and takes it.
+	// Guarded by mu.
+	writes turn
 	// leases has the sealing budget of each version that has sealed: of one, mostly.
 	// Guarded by mu.
 	leases []*sealLease

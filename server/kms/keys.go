@@ -203,13 +203,14 @@ func (s *Service) timestamp() time.Time { return s.now().UTC().Truncate(recordTi
 
 // mutate changes a key's record: store first, memory after. change is called
 // again on a fresh record when another change came first; the state is
-// checked again with it.
+// checked again with it. ctx bounds the waiting, for other changes of the key and
+// for the store's turn; the store finishes what it has begun, and so does mutate.
 func (s *Service) mutate(ctx context.Context, c *call, e *entry, change func(r *KeyRecord) error) (*KeyRecord, error) {
-	// A write that was begun is finished: its caller's end must not leave
-	// memory behind the store.
-	ctx = context.WithoutCancel(ctx)
-	e.writes.Lock()
-	defer e.writes.Unlock()
+	release, err := e.takeTurn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	const attempts = 16
 	for range attempts {
 		next := e.rec.Load().Clone()
@@ -229,6 +230,8 @@ func (s *Service) mutate(ctx context.Context, c *call, e *entry, change func(r *
 			return next, nil
 		case errors.Is(err, ErrNotFound):
 			return nil, errorf(CodeNotFound, "Key '%s' does not exist", e.arn)
+		case errors.Is(err, ErrNotBegun):
+			return nil, fmt.Errorf("change %s: %w", e.arn, err)
 		}
 		// A conflict, or a fault after which the effect is not known: what
 		// the store holds now is the truth.

@@ -38,9 +38,8 @@ type sealLease struct {
 	// then must not cost a write of the database.
 	spent atomic.Bool
 
-	// refilling has room for the one who refills. A channel and no mutex: who
-	// waits for it obeys its deadline even while the database hangs.
-	refilling chan struct{}
+	// refilling is the turn of who refills.
+	refilling turn
 }
 
 // takeSeal takes one sealing operation from the version's lease, step 11 of
@@ -55,10 +54,11 @@ func (s *Service) takeSeal(ctx context.Context, e *entry, v *KeyVersion) error {
 	if left < int64(s.leaseSeals/4) && !l.spent.Load() && s.now().UnixNano() >= l.notBefore.Load() && l.filling.CompareAndSwap(false, true) {
 		s.background.Go(func() {
 			defer l.filling.Store(false)
-			if l.lock(s.ctx) != nil {
+			release, err := l.refilling.take(s.ctx)
+			if err != nil {
 				return
 			}
-			defer l.unlock()
+			defer release()
 			if l.spent.Load() {
 				return // somebody who had nothing left was here first
 			}
@@ -86,30 +86,31 @@ func (l *sealLease) take() (left int64, ok bool) {
 
 func (s *Service) refillAndTake(ctx context.Context, e *entry, l *sealLease) error {
 	for {
-		if err := l.lock(ctx); err != nil {
+		release, err := l.refilling.take(ctx)
+		if err != nil {
 			return fmt.Errorf("wait for the lease of %s: %w", e.arn, err)
 		}
 		// Whoever held the lock before may have refilled; and those who do not
 		// need it may have used up what was filled in here.
 		if _, ok := l.take(); ok {
-			l.unlock()
+			release()
 			return nil
 		}
 		if l.spent.Load() {
-			l.unlock()
+			release()
 			return errorf(CodeInvalidState, "%s has encrypted 2^32 times, the safe limit of its key material. It still decrypts; create a new key and move its aliases.", e.arn)
 		}
 		select {
 		case s.refills <- struct{}{}:
 		case <-ctx.Done():
-			l.unlock()
+			release()
 			return fmt.Errorf("wait to lease encryptions of %s: %w", e.arn, ctx.Err())
 		}
 		// Not with the caller's ctx: who leaves while the lease is being written
 		// would lose it, and some 16,000 requests with a short deadline the key.
 		done := make(chan error, 1)
 		s.background.Go(func() {
-			defer l.unlock()
+			defer release()
 			defer func() { <-s.refills }()
 			done <- s.refill(s.ctx, e, l)
 		})
@@ -126,18 +127,6 @@ func (s *Service) refillAndTake(ctx context.Context, e *entry, l *sealLease) err
 		}
 	}
 }
-
-// lock waits for the right to refill, until ctx ends.
-func (l *sealLease) lock(ctx context.Context) error {
-	select {
-	case l.refilling <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (l *sealLease) unlock() { <-l.refilling }
 
 // refill adds a block to the lease, which is locked. It runs in no request that
 // would catch a panic.
@@ -169,7 +158,7 @@ func (e *entry) lease(ref Ref) *sealLease {
 			return l
 		}
 	}
-	l := &sealLease{ref: ref, refilling: make(chan struct{}, 1)}
+	l := &sealLease{ref: ref, refilling: newTurn()}
 	e.leases = append(e.leases, l)
 	return l
 }

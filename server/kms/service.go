@@ -120,7 +120,7 @@ type Service struct {
 	refills chan struct{}
 
 	// aliasWrites serialises changes of aliases, store and memory together.
-	aliasWrites sync.Mutex
+	aliasWrites turn
 
 	// ctx ends when Close is called; background has what must end before
 	// Close returns.
@@ -157,6 +157,7 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 	s.setDefaults()
 	s.throttle = newThrottle(s.limits, s.now)
 	s.refills = make(chan struct{}, s.limits.InFlight)
+	s.aliasWrites = newTurn()
 	s.batchPlaces = make(map[Region]*batchPlaces, len(cfg.Regions))
 	for region, ks := range cfg.Regions {
 		s.batchPlaces[region] = newBatchPlaces(ks)

@@ -14,6 +14,9 @@ var (
 	ErrExists = errors.New("record exists")
 	// ErrNotFound: there is no such record.
 	ErrNotFound = errors.New("record not found")
+	// ErrNotBegun: the write was not begun, since its ctx ended while it waited
+	// for its turn, for one. The cause is beside it in the chain.
+	ErrNotBegun = errors.New("write was not begun")
 )
 
 // Store keeps key and alias records. It is trusted for availability and for
@@ -21,7 +24,9 @@ var (
 //
 // Every write is durable when it returns nil (it survives a power failure),
 // and has had no effect when it returns one of the errors above. After any
-// other error the effect is unknown until the record is read again.
+// other error the effect is unknown until the record is read again. A write waits
+// for its turn as long as ctx lets it, and is ErrNotBegun then; once begun it runs
+// to its end, whatever becomes of ctx. LeaseSeals may leave earlier.
 //
 // All methods may be called concurrently.
 type Store interface {

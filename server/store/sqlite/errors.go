@@ -7,6 +7,9 @@ import (
 	"syscall"
 
 	"github.com/mattn/go-sqlite3"
+
+	"github.com/keyhold/keyhold/server/identity"
+	"github.com/keyhold/keyhold/server/kms"
 )
 
 // Errors of opening and working that an operator can do something about. Each
@@ -33,6 +36,15 @@ var (
 	// ErrClosed: Close was called.
 	ErrClosed = errors.New("store is closed")
 )
+
+// notBegun is why a write was not begun, in the words of both interfaces.
+type notBegun struct{ cause error }
+
+func (e notBegun) Error() string { return e.cause.Error() }
+
+func (e notBegun) Unwrap() []error {
+	return []error{kms.ErrNotBegun, identity.ErrNotBegun, e.cause}
+}
 
 // explain turns what SQLite or the system says about the file at path into an
 // error that an operator can act on. Errors that it does not know, ctx errors

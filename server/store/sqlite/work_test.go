@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/keyhold/keyhold/server/kms"
 )
 
 // TestSettings looks at every connection that can be open at a time.
@@ -73,7 +75,7 @@ func TestReadable(t *testing.T) {
 }
 
 // TestQueueObeysContext: a write that waits for its turn leaves when its ctx
-// ends, and has no effect.
+// ends, has no effect and says so.
 func TestQueueObeysContext(t *testing.T) {
 	s := newStore(t)
 	s.turn <- struct{}{}
@@ -84,12 +86,32 @@ func TestQueueObeysContext(t *testing.T) {
 	}
 	cancel()
 	for range 10 {
-		if err := <-done; !errors.Is(err, context.Canceled) {
+		if err := <-done; !errors.Is(err, context.Canceled) || !errors.Is(err, kms.ErrNotBegun) {
 			t.Errorf("error %v", err)
 		}
 	}
 	<-s.turn
 	wantN(t, s, 0)
+}
+
+// TestBegunWriteIsFinished: a ctx that ends while a write is under way does not
+// stop it, whether it ends before the first statement or before the commit.
+func TestBegunWriteIsFinished(t *testing.T) {
+	s := newStore(t)
+	for i, late := range []bool{false, true} {
+		r := testKey(i)
+		names, err := checkNewKey(r)
+		must(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		must(t, s.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+			if !late {
+				cancel()
+			}
+			defer cancel()
+			return insertKeyRows(ctx, tx, r, names)
+		}))
+		wantN(t, s, i+1)
+	}
 }
 
 // TestForeignWriter: another program holds SQLite's write lock.

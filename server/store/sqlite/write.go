@@ -13,8 +13,8 @@ import (
 )
 
 // change runs fn in the one write transaction that there is at a time, and
-// commits. It waits for its turn as long as ctx lets it; once begun it runs to
-// its end, so that a ctx that ends never leaves the outcome unknown.
+// commits. It waits for its turn as long as ctx lets it, and is notBegun then; once
+// begun it runs to its end, so that a ctx that ends never leaves the outcome unknown.
 //
 // A write that failed is not there afterwards, with one exception: where the
 // disk failed while it synced, and the process is killed before another write
@@ -22,12 +22,12 @@ import (
 func (s *Store) change(ctx context.Context, fn func(ctx context.Context, tx *sql.Tx) error) error {
 	leave, err := s.gate.enter()
 	if err != nil {
-		return err
+		return notBegun{err}
 	}
 	defer leave()
 	release, err := s.takeTurn(ctx)
 	if err != nil {
-		return err
+		return notBegun{err}
 	}
 	defer release()
 	return s.write(ctx, fn)
@@ -51,7 +51,7 @@ func (s *Store) takeTurn(ctx context.Context) (release func(), err error) {
 func (s *Store) write(ctx context.Context, fn func(ctx context.Context, tx *sql.Tx) error) error {
 	tx, err := s.begin(ctx)
 	if err != nil {
-		return err
+		return notBegun{err}
 	}
 	defer tx.Rollback() // after Commit it does nothing
 	if err := unmoved(s.files); err != nil {

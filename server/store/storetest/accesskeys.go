@@ -216,7 +216,12 @@ func accessKeyRefusals() []accessKeyPromise {
 				"DeleteAccessKey":   func() error { return s.DeleteAccessKey(ctx, a.ID) },
 				"NoteAccessKeyUses": func() error { return s.NoteAccessKeyUses(ctx, map[string]identity.AccessKeyUse{a.ID: {At: moment(1)}}) },
 			} {
-				wantErr(t, name, call(), context.Canceled)
+				err := call()
+				wantErr(t, name, err, context.Canceled)
+				switch name {
+				case "InsertAccessKey", "UpdateAccessKey", "DeleteAccessKey", "NoteAccessKeyUses":
+					wantErr(t, name, err, identity.ErrNotBegun)
+				}
 			}
 			wantAccessKeys(t, s, a)
 		}},

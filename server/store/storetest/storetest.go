@@ -325,7 +325,8 @@ func tickPromises() []promise {
 	}
 }
 
-// contextPromises: a ctx that has ended stops every method, without effect.
+// contextPromises: a ctx that has ended stops every method, without effect, and
+// writes say that it is without.
 func contextPromises() []promise {
 	return []promise{{"a ctx that has ended stops every method", func(t *testing.T, s kms.Store) {
 		r := insertKey(t, s, newKey(t))
@@ -347,7 +348,12 @@ func contextPromises() []promise {
 			"Tick":        func() error { return s.Tick(ctx, moment(1)) },
 			"LastTick":    func() error { _, err := s.LastTick(ctx); return err },
 		} {
-			wantErr(t, name, call(), context.Canceled)
+			err := call()
+			wantErr(t, name, err, context.Canceled)
+			switch name {
+			case "InsertKey", "UpdateKey", "DeleteKey", "InsertAlias", "UpdateAlias", "DeleteAlias", "Tick":
+				wantErr(t, name, err, kms.ErrNotBegun)
+			}
 		}
 		wantKeys(t, s, r)
 		wantAliases(t, s, a)
