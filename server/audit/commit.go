@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
 	"time"
 )
 
@@ -81,8 +82,11 @@ func (j *Journal) step() bool {
 		return false
 	}
 	// Whoever is about to append gets on the same sync: under load this makes
-	// commits larger, and costs nothing where nobody else runs.
-	runtime.Gosched()
+	// commits larger, and costs nothing where nobody else runs. A batch is large
+	// enough.
+	if !j.batchWaits() {
+		runtime.Gosched()
+	}
 	batch, refused, v := j.take()
 	if len(refused) > 0 {
 		finish(refused, ErrFull)
@@ -99,6 +103,16 @@ func (j *Journal) step() bool {
 	}
 	return true
 }
+
+// batchWaits tells whether a call with several records waits.
+func (j *Journal) batchWaits() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.ContainsFunc(j.queue, func(r *request) bool { return len(r.payloads) >= fewRecords })
+}
+
+// fewRecords is how many records one call must have to be a commit by itself.
+const fewRecords = 8
 
 // failQueue fails all that wait.
 func (j *Journal) failQueue(err error) {
