@@ -88,6 +88,11 @@ func runBenchToken(cmd *cobra.Command, f *benchTokenFlags) error {
 	notify := func(format string, args ...any) {
 		fmt.Fprintf(cmd.ErrOrStderr(), "keyholdd: "+format+"\n", args...)
 	}
+	for _, name := range f.ops {
+		if all := append(tokenbench.Names(), opDisk); !slices.Contains(all, name) {
+			return usageError{fmt.Errorf("there is no operation %q: use %s", name, strings.Join(all, ", "))}
+		}
+	}
 	ops, disk := tokenbench.Names(), len(f.ops) == 0 || slices.Contains(f.ops, opDisk)
 	if len(f.ops) > 0 {
 		ops = slices.DeleteFunc(slices.Clone(f.ops), func(name string) bool { return name == opDisk })

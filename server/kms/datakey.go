@@ -18,7 +18,7 @@ type dataKeyRequest interface {
 func validDataKey(r dataKeyRequest, hasBytes bool) error {
 	hasSpec := r.GetKeySpec() != keyholdv1.DataKeySpec_DATA_KEY_SPEC_UNSPECIFIED
 	if hasBytes == hasSpec {
-		return invalidField("number_of_bytes", "either number_of_bytes or key_spec must be given, and not both")
+		return invalidField("number_of_bytes", "must be given where no key spec is, and only then")
 	}
 	return checkContext("encryption_context", r.GetEncryptionContext())
 }
