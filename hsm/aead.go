@@ -57,16 +57,13 @@ func (k *Key) Open(ctx context.Context, iv, aad, sealed []byte) ([]byte, error) 
 		return nil, ErrAuthentication
 	}
 	iv, aad, sealed = ownThree(iv, aad, sealed)
-	var plaintext []byte
+	var out handover
 	err := k.use(ctx, "Open", func(s *session, h pkcs11.ObjectHandle) error {
-		var err error
-		plaintext, err = s.open(h, iv, aad, sealed)
+		plaintext, err := s.open(h, iv, aad, sealed)
+		out.give(plaintext)
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	return plaintext, nil
+	return out.take(err)
 }
 
 // own copies what a job reads: it may outlive its caller.

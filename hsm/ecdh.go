@@ -28,16 +28,13 @@ func (k *Key) ECDH(ctx context.Context, peerSPKI []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	var secret []byte
+	var out handover
 	err = k.use(ctx, "ECDH", func(s *session, h pkcs11.ObjectHandle) error {
-		var err error
-		secret, err = s.ecdh(h, info, peer.Point(), caps.DERPoints)
+		secret, err := s.ecdh(h, info, peer.Point(), caps.DERPoints)
+		out.give(secret)
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	return secret, nil
+	return out.take(err)
 }
 
 // ecdh derives on a session. The secret becomes a session object that can be read, is read, and is destroyed again.

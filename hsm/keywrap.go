@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 
 	"github.com/miekg/pkcs11"
 )
@@ -161,34 +160,6 @@ func (k *Key) wrapMechanism(ctx context.Context, call string, alg WrapAlgorithm,
 		return 0, err
 	}
 	return caps.wrapMechanism(alg)
-}
-
-// handover takes a secret from the worker to the caller, or wipes it when the caller has gone, or the call failed.
-type handover struct {
-	mu     sync.Mutex
-	gone   bool
-	secret []byte
-}
-
-func (x *handover) give(secret []byte) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	clear(x.secret) // of an attempt that failed
-	x.secret = secret
-	if x.gone {
-		clear(x.secret)
-	}
-}
-
-func (x *handover) take(err error) ([]byte, error) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.gone = true
-	if err != nil {
-		clear(x.secret)
-		return nil, err
-	}
-	return x.secret, nil
 }
 
 // wrapBytes wraps on a session.

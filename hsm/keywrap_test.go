@@ -90,27 +90,6 @@ func TestUnwrapFail(t *testing.T) {
 	}
 }
 
-// TestHandover: what nobody takes is wiped.
-func TestHandover(t *testing.T) {
-	first, second, third := []byte{1}, []byte{2}, []byte{3}
-	var x handover
-	x.give(first)
-	x.give(second) // a second attempt
-	got, err := x.take(nil)
-	if err != nil || !bytes.Equal(got, []byte{2}) || first[0] != 0 {
-		t.Errorf("take = %x, %v; the first attempt's is %x", got, err, first)
-	}
-	x = handover{}
-	x.give(third)
-	if got, err := x.take(context.Canceled); got != nil || !errors.Is(err, context.Canceled) || third[0] != 0 {
-		t.Errorf("after an error: take = %x, %v, and %x is left", got, err, third)
-	}
-	late := []byte{4}
-	if x.give(late); late[0] != 0 {
-		t.Error("what came after the caller had gone is not wiped")
-	}
-}
-
 // TestWrapFaults lets each call fail, before and after it has done its work: the error reaches the caller, or is healed; nothing is left.
 func TestWrapFaults(t *testing.T) {
 	w := newWorld(t, true)

@@ -18,16 +18,13 @@ func (k *Key) MAC(ctx context.Context, message []byte) ([]byte, error) {
 		return nil, fmt.Errorf("%w: message of %d bytes, at most %d", ErrInvalidInput, len(message), MaxMessageBytes)
 	}
 	message = own(message)
-	var code []byte
+	var out handover // whoever has the code can pass the message off as the key's
 	err := k.use(ctx, "MAC", func(s *session, h pkcs11.ObjectHandle) error {
-		var err error
-		code, err = s.mac(h, info, message)
+		code, err := s.mac(h, info, message)
+		out.give(code)
 		return err
 	}, message)
-	if err != nil {
-		return nil, err
-	}
-	return code, nil
+	return out.take(err)
 }
 
 func (s *session) mac(h pkcs11.ObjectHandle, info specInfo, message []byte) ([]byte, error) {

@@ -10,17 +10,14 @@ func (t *Token) Random(ctx context.Context, n int) ([]byte, error) {
 	if n < 1 || n > MaxRandomBytes {
 		return nil, fmt.Errorf("%w: %d random bytes, want 1 to %d", ErrInvalidInput, n, MaxRandomBytes)
 	}
-	var out []byte
+	var out handover
 	err := t.use(ctx, "Random", func(s *session) error {
 		fresh := make([]byte, n)
 		if err := s.direct().random(s.h, fresh); err != nil {
 			return s.fail("C_GenerateRandom", err)
 		}
-		out = fresh
+		out.give(fresh)
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
+	return out.take(err)
 }

@@ -37,16 +37,13 @@ func (k *Key) DecryptOAEP(ctx context.Context, h crypto.Hash, ciphertext []byte)
 		return nil, fmt.Errorf("%w: %s: %s", ErrUnsupported, oaepName(h), caps.Operation(k.spec, oaepName(h)).Why)
 	}
 	ciphertext = own(ciphertext)
-	var plaintext []byte
+	var out handover
 	err = k.use(ctx, "DecryptOAEP", func(s *session, handle pkcs11.ObjectHandle) error {
-		var err error
-		plaintext, err = s.decryptOAEP(handle, info, where, h, ciphertext)
+		plaintext, err := s.decryptOAEP(handle, info, where, h, ciphertext)
+		out.give(plaintext)
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	return plaintext, nil
+	return out.take(err)
 }
 
 func (c *Capabilities) oaep(h crypto.Hash) string {

@@ -152,7 +152,7 @@ func (t *Token) proven(ctx context.Context, call string) (*Capabilities, error) 
 //
 // fn runs on another goroutine, and goes on running after use has returned when ctx ends first: it must not touch memory of the caller. Pass
 // copies in and name them in bufs: they are zeroed when fn has run for the last time, or will never run. What fn leaves in captured
-// variables may be read only when use returned nil.
+// variables may be read only when use returned nil. Secrets are not left there, but handed over (handover).
 //
 // fn is run a second time, on a fresh session, when the error says that the session, the login or the device was lost; it must be repeatable.
 // It reports errors through session.fail, session.initDone and session.authFail. It must not create, find or destroy token objects.

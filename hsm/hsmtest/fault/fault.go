@@ -40,7 +40,7 @@ type control struct {
 }
 
 type entry struct {
-	mode, rv, skip, times, slot, delay, calls, hanging int64
+	mode, rv, skip, times, slot, delay, calls, hanging, out, outLen int64
 }
 
 const functions = 68
@@ -265,6 +265,22 @@ func (m *Module) Calls(tb testing.TB, call string) int {
 func (m *Module) Hanging(tb testing.TB, call string) int {
 	tb.Helper()
 	return int(atomic.LoadInt64(&m.ctl.faults[number(tb, call)].hanging))
+}
+
+// Output returns the buffer into which a call of this process that hangs now will put what comes out of it, so that a test sees what becomes of
+// that afterwards.
+func (m *Module) Output(tb testing.TB, call string) []byte {
+	tb.Helper()
+	e := &m.ctl.faults[number(tb, call)]
+	if atomic.LoadInt64(&e.hanging) != 1 {
+		tb.Fatalf("fault: not one call of %s hangs", call)
+	}
+	out, n := atomic.LoadInt64(&e.out), atomic.LoadInt64(&e.outLen)
+	if out == 0 {
+		tb.Fatalf("fault: the call of %s that hangs has no buffer", call)
+	}
+	// The address is that of a Go object only as long as the call has it, and from here on it is one more reference.
+	return unsafe.Slice(*(**byte)(unsafe.Pointer(&out)), int(n))
 }
 
 // Sessions returns how many sessions are open, and how many of these are RW.

@@ -33,6 +33,7 @@ struct fault {
 	_Atomic int64_t delay;   // of modeSlow, in ns
 	_Atomic int64_t calls;   // how often the function was called
 	_Atomic int64_t hanging; // how many calls hang now
+	_Atomic int64_t out, outLen; // the buffer for the output of the call that hung last
 };
 
 struct control {
@@ -85,8 +86,23 @@ static int armed(struct fault *f, int64_t slot) {
 	return 1;
 }
 
+// The places of *pulLen and its like.
+struct attribute { ul type; void *value; ul len; };
+
+// keepOutput notes where a call that begins is to put what comes out of it.
+static void keepOutput(int fn, struct fault *f, ul b, ul c, ul d, ul e) {
+	ul out = 0, len = 0;
+	switch (fn) {
+	case 24: out = (ul)((struct attribute *)c)->value, len = ((struct attribute *)c)->len; break; // C_GetAttributeValue: of the first
+	case 30: case 34: case 43: out = d, len = *(ul *)e; break;                                     // C_Encrypt, C_Decrypt, C_Sign
+	case 64: out = b, len = c;                                                                     // C_GenerateRandom
+	}
+	atomic_store(&f->out, (int64_t)out);
+	atomic_store(&f->outLen, (int64_t)len);
+}
+
 // begin counts a call and tells whether it is to end with *rv at once.
-static int begin(int fn, int64_t slot, ul *rv) {
+static int begin(int fn, int64_t slot, ul *rv, ul b, ul c, ul d, ul e) {
 	struct fault *f = &ctl->faults[fn];
 	atomic_fetch_add(&f->calls, 1);
 	int64_t mode = atomic_load(&f->mode);
@@ -100,6 +116,7 @@ static int begin(int fn, int64_t slot, ul *rv) {
 		pause();
 		break;
 	case modeHang:
+		keepOutput(fn, f, b, c, d, e);
 		atomic_fetch_add(&f->hanging, 1);
 		while (atomic_load(&f->mode) == modeHang) nap(1000000);
 		atomic_fetch_sub(&f->hanging, 1);
@@ -109,9 +126,6 @@ static int begin(int fn, int64_t slot, ul *rv) {
 	}
 	return 0;
 }
-
-// The places of *pulLen and its like.
-struct attribute { ul type; void *value; ul len; };
 
 static void spoil(ul *n, int64_t how) {
 	switch (how) {
@@ -200,7 +214,7 @@ static ul onSession(int fn, ul a, ul b, ul c, ul d, ul e, ul f, ul g, ul h) {
 	ul rv = 0;
 	if (atomic_load(&ctl->removed)) {
 		rv = 0x32; // CKR_DEVICE_REMOVED
-	} else if (!begin(fn, slot, &rv)) {
+	} else if (!begin(fn, slot, &rv, b, c, d, e)) {
 		pthread_rwlock_rdlock(&realLock);
 		rv = ((call)real->fn[fn])(a, b, c, d, e, f, g, h);
 		pthread_rwlock_unlock(&realLock);
@@ -227,7 +241,7 @@ static ul onSlot(int fn, ul a, ul b, ul c, ul d, ul e, ul f, ul g, ul h) {
 		rv = 0xE0; // CKR_TOKEN_NOT_PRESENT
 	} else if (removed && fn == 4 && (a & 0xff)) {
 		*(ul *)c = 0; // no slot with a token
-	} else if (!begin(fn, slot, &rv)) {
+	} else if (!begin(fn, slot, &rv, b, c, d, e)) {
 		pthread_rwlock_rdlock(&realLock);
 		rv = ((call)real->fn[fn])(a, b, c, d, e, f, g, h);
 		pthread_rwlock_unlock(&realLock);
