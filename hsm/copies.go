@@ -171,6 +171,7 @@ func (w *worker) tendCopies() {
 	}
 	// Nobody waits for this, so nobody gives up; but a call that hangs must be known, or the module would be finalized under it in the end.
 	j := &job{request: request{call: "CopyKey"}}
+	j.enter()
 	w.hold(j)
 	watch := time.AfterFunc(c.t.cfg.CallTimeout, func() { w.markStuck(j) })
 	defer func() {

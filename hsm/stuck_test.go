@@ -272,6 +272,64 @@ func TestBusyManagementIsNoIllness(t *testing.T) {
 	check(t, <-errs)
 }
 
+// TestWaitingAtTheGateIsNoHanging: while the module is to be initialised again for a neighbour, calls wait and their callers leave. That does not
+// count against the token, nor against the initialisation; but a call that hangs once it is in the library does.
+func TestWaitingAtTheGateIsNoHanging(t *testing.T) {
+	w := newWorld(t, true)
+	cfgA, cfgB := quiet(w.token("alpha")), quiet(w.token("beta"))
+	cfgA.MaxSessions, cfgA.MaxStuck = 4, 8
+	cfgA.CallTimeout = 10 * cfgA.StuckAfter // the canary waits at the gate for so long
+	tokA, tokB := w.ready(cfgA), w.ready(cfgB)
+	_, err := tokA.Generate(ctx(t), GenerateRequest{Spec: HMAC256, Purpose: PurposeMAC, ID: []byte("mac"), Label: "mac"})
+	check(t, err)
+	k := tokA.Key(HMAC256, PurposeMAC, []byte("mac"))
+	m := tokA.mod
+	epoch, _ := m.now()
+	if !m.enterNow(epoch) { // stands for a slow call, which the initialisation waits for
+		t.Fatal("the module cannot be entered")
+	}
+	defer m.leave()
+	waiting, giveUp := context.WithCancel(ctx(t))
+	defer giveUp()
+	given := make(chan error, 1)
+	go func() { given <- m.reinitialise(waiting, epoch, tokB) }()
+	until(t, "the gate is closed", func() bool { return m.pausedFor() > 0 })
+
+	calls, leave := context.WithCancel(ctx(t))
+	defer leave()
+	left := make(chan error, cfgA.MaxSessions)
+	for range cfgA.MaxSessions {
+		go func() {
+			_, err := k.MAC(calls, []byte("x"))
+			left <- err
+		}()
+	}
+	until(t, "all workers wait", func() bool { return tokA.Status().InUse == cfgA.MaxSessions })
+	leave()
+	for range cfgA.MaxSessions {
+		if <-left == nil {
+			t.Error("a call passed the closed gate")
+		}
+	}
+	at := tokA.Status().CanaryAt
+	tokA.nudge() // the canary takes ten times as long as it takes to hang
+	until(t, "health was looked at", func() bool { return tokA.Status().CanaryAt.After(at) })
+	if st := tokA.Status(); st.Stuck != 0 || st.State == StateDown || m.hanging() != 0 {
+		t.Errorf("at the gate %d calls count as hanging, %d in the module; %s, %s", st.Stuck, m.hanging(), st.State, st.Reason)
+	}
+
+	w.fault.Hang(t, "C_SignInit")
+	giveUp()
+	wantErr(t, "an initialisation that was given up", <-given, ErrUnavailable)
+	until(t, "what hangs behind the gate is counted", func() bool { return tokA.Status().Stuck == cfgA.MaxSessions })
+	w.fault.Clear(t, "C_SignInit")
+	until(t, "it has returned", func() bool { return tokA.Status().Stuck == 0 })
+	eventually(t, "it serves", func() error {
+		_, err := k.MAC(ctx(t), []byte("x"))
+		return err
+	})
+}
+
 // TestStuckAndBackAtOnce: a call that comes back in the moment in which it is found to hang leaves its lane open, and the counts at zero.
 func TestStuckAndBackAtOnce(t *testing.T) {
 	tok, err := newToken(Config{Module: "/nowhere/lib.so", TokenLabel: "alpha", PIN: PINFile("/nowhere/pin")}, Options{})
@@ -280,6 +338,7 @@ func TestStuckAndBackAtOnce(t *testing.T) {
 	w := &worker{c: c, ln: laneObjects}
 	for range 20000 {
 		j := &job{request: request{call: "Objects"}}
+		j.inside.Store(true) // since ever
 		w.hold(j)
 		noticed := make(chan struct{})
 		go func() {

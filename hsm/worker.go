@@ -26,6 +26,8 @@ type job struct {
 	queued, began time.Time
 	held          time.Duration // written before done is sent to
 	w             *worker       // written before the job is running
+	entered       time.Time     // written before inside is set
+	inside        atomic.Bool   // it has passed the module's gate
 	state         atomic.Int32
 	done          chan error // holds one
 }
@@ -34,6 +36,12 @@ type job struct {
 func (j *job) begin(w *worker) bool {
 	j.w, j.began = w, time.Now()
 	return j.state.CompareAndSwap(jobHanded, jobRunning)
+}
+
+// enter tells that the job has passed the module's gate. What came before was waiting, and the library had no part in it.
+func (j *job) enter() {
+	j.entered = time.Now()
+	j.inside.Store(true)
 }
 
 // live tells whether the caller still waits.
@@ -123,6 +131,7 @@ func (w *worker) do(j *job) bool {
 	err := errMoved
 	full := false
 	if c.m.enter(c.epoch, c.stop) {
+		j.enter()
 		err = w.serve(j)
 		if w.ln == laneCrypto && w.s == nil && classify(err) == classFull {
 			full, err = c.tooMany(err)
@@ -310,15 +319,28 @@ func (w *worker) closeSession() {
 	w.c.open.Add(-1)
 }
 
-// markStuck counts the worker as stuck if it still runs that job. It holds mu to the end: a call that comes back meanwhile must find the count
-// complete before it takes it back (drop, unstick), or its lane would stay closed.
+// markStuck counts the worker as stuck if it still runs that job, and the library has had it for StuckAfter; else it looks again later. A worker
+// that waits at the module's gate, while the module is initialised again for a neighbour, is well: it needs no replacement, must not trip the
+// breaker, and must not forbid that initialisation.
+//
+// It holds mu to the end: a call that comes back meanwhile must find the count complete before it takes it back (drop, unstick), or its lane
+// would stay closed.
 func (w *worker) markStuck(j *job) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.cur == j && !w.stuck {
-		w.stuck = true
-		w.c.stick(w, j.call)
+	if w.cur != j || w.stuck {
+		return
 	}
+	wait := w.c.t.cfg.StuckAfter
+	if j.inside.Load() {
+		wait -= time.Since(j.entered)
+	}
+	if wait > 0 {
+		time.AfterFunc(wait, func() { w.markStuck(j) })
+		return
+	}
+	w.stuck = true
+	w.c.stick(w, j.call)
 }
 
 // exec hands a request to a worker of the lane and waits for the outcome. left tells that ctx ended first while a worker has the job: the
