@@ -240,6 +240,32 @@ func TestAbsenceIsProven(t *testing.T) {
 	check(t, tok.Destroy(ctx(t), []byte("one"), "label of one"))
 }
 
+// TestAbsenceWhileBusy: when the canary has lost its handle and cannot be looked for, nothing proves that the token shows its objects. That keys are
+// not there is not believed until it can.
+func TestAbsenceWhileBusy(t *testing.T) {
+	w := newWorld(t, true)
+	tok := w.ready(quiet(w.token("alpha")))
+	dir, away := tokenDir(t, tok), filepath.Join(w.dir, "away")
+	w.fault.Hang(t, "C_GenerateKey") // holds the lock around token objects
+	made := make(chan error, 1)
+	go func() {
+		_, err := tok.Generate(ctx(t), GenerateRequest{Spec: AES256, Purpose: PurposeSeal, ID: []byte("one"), Label: "one"})
+		made <- err
+	}()
+	until(t, "it is generating", func() bool { return w.fault.Hanging(t, "C_GenerateKey") == 1 })
+	c := tok.state.Load().conn
+	c.canary.Store(0) // as after CKR_KEY_HANDLE_INVALID
+	check(t, os.Rename(dir, away))
+	wantErr(t, "absence while nobody can look", c.believable(short(t, 50*time.Millisecond)), ErrUnavailable)
+	check(t, os.Rename(away, dir))
+	w.fault.Clear(t, "C_GenerateKey")
+	check(t, <-made)
+	check(t, c.believable(ctx(t)))
+	check(t, tok.WaitReady(ctx(t)))
+	_, _, err := seal(ctx(t), tok.Key(AES256, PurposeSeal, []byte("none")))
+	wantErr(t, "seal with a key that is not there", err, ErrKeyNotFound)
+}
+
 // TestDestroyManyOfAName: success of Destroy says that no object of the name is left, so what it cannot destroy wholly it leaves alone.
 func TestDestroyManyOfAName(t *testing.T) {
 	w := newWorld(t, true)

@@ -17,6 +17,8 @@ func (c *conn) checkCanary(ctx context.Context) error {
 	h := pkcs11.ObjectHandle(c.canary.Load())
 	if h == 0 {
 		switch err := c.findCanary(ctx); {
+		case errors.Is(err, errBusy) && c.canarySeen.Load():
+			return err // it was there: nobody knows now whether the token still shows its objects
 		case errors.Is(err, errBusy):
 			return errNoCanary // a large key is being generated, say: no sign of bad health
 		case err != nil:
