@@ -130,6 +130,11 @@ type narrowStore struct{ *fakeStore }
 
 func (narrowStore) Concurrency() int { return 4 }
 
+// singleStore has one place for batches, so that their items are one after the other.
+type singleStore struct{ *fakeStore }
+
+func (singleStore) Concurrency() int { return 2 }
+
 // Batches together use half of the key store; who comes with one request passes
 // them by, and of two batches neither waits for the whole of the other.
 func TestBatchFairShare(t *testing.T) {
@@ -289,7 +294,8 @@ func TestBatchOfRefusalsDoesNotWait(t *testing.T) {
 // begun made the key store keep ready is dropped.
 func TestBatchOfKeyThatIsDisabled(t *testing.T) {
 	t.Parallel()
-	w, fake := newFakeWorld(t)
+	fake := newFakeStore()
+	w := buildWorld(t, singleStore{fake})
 	aes := w.newAESKey()
 	var sealed, retired atomic.Int64
 	hook := func(_ context.Context, call string) error {
@@ -300,7 +306,7 @@ func TestBatchOfKeyThatIsDisabled(t *testing.T) {
 		return nil
 	}
 	fake.before.Store(&hook)
-	for i, r := range w.batch(slices.Repeat([]proto.Message{encryptItem(aes, "x")}, 20)...) { // in one lane
+	for i, r := range w.batch(slices.Repeat([]proto.Message{encryptItem(aes, "x")}, 20)...) {
 		if done := r.GetEncrypt() != nil; done != (i < 3) || !done && r.GetError().GetException() != string(kms.CodeDisabled) {
 			t.Errorf("item %d: %v", i, r)
 		}
