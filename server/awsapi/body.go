@@ -117,7 +117,7 @@ func readBody(r io.Reader, length int64) ([]byte, error) {
 	}
 	for {
 		if len(body) == cap(body) {
-			grown := make([]byte, len(body), 2*cap(body))
+			grown := make([]byte, len(body), min(2*cap(body), maxBodyBytes+1)) // no more than it has room for, and its end
 			copy(grown, body)
 			clear(body)
 			body = grown

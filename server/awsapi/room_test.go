@@ -80,16 +80,39 @@ func TestRoomIsNotWaitedForForEver(t *testing.T) {
 	until(t, "there is room again", func() bool { return s.call("Encrypt", filled(awsapi.SmallBodyBytes+1)).status == http.StatusOK })
 }
 
+// openTwice starts a door that makes nobody wait long for room. All that s's client
+// sends is on one HTTP/2 connection; another is for what is not.
+func openTwice(t *testing.T) (s *served, another *http.Client) {
+	t.Helper()
+	s = open(t, willing(), overTLS("h2"), func(_ *awsapi.Config, s *served) { s.room = 50 * time.Millisecond })
+	another = &http.Client{Transport: s.client.Transport.(*http.Transport).Clone()}
+	t.Cleanup(another.CloseIdleConnections)
+	if a := s.call("Encrypt", "{}"); a.proto != "HTTP/2.0" {
+		t.Fatalf("%s", a.proto)
+	}
+	return s, another
+}
+
+// TestBodiesHaveNoMoreMemoryThanRoom: also one that does not say how large it is.
+func TestBodiesHaveNoMoreMemoryThanRoom(t *testing.T) {
+	t.Parallel()
+	s := open(t, willing())
+	for _, n := range []int{awsapi.MaxBodyBytes, awsapi.MaxBodyBytes + 1} {
+		r := s.request("Encrypt", filled(n))
+		r.ContentLength = -1
+		body, leave, ok := s.Read(r)
+		if ok != (n == awsapi.MaxBodyBytes) || cap(body) > awsapi.MaxBodyBytes+1 {
+			t.Errorf("%d bytes: %t, in a buffer of %d", n, ok, cap(body))
+		}
+		leave()
+	}
+}
+
 // TestSmallBodiesWaitForTheirOwn: whoever is slow with small bodies keeps others of
 // the same connection waiting, and of no other one.
 func TestSmallBodiesWaitForTheirOwn(t *testing.T) {
 	t.Parallel()
-	s := open(t, willing(), overTLS("h2"), func(_ *awsapi.Config, s *served) { s.room = 50 * time.Millisecond })
-	another := &http.Client{Transport: s.client.Transport.(*http.Transport).Clone()}
-	defer another.CloseIdleConnections()
-	if a := s.call("Encrypt", "{}"); a.proto != "HTTP/2.0" { // all that follows is on this connection
-		t.Fatalf("%s", a.proto)
-	}
+	s, another := openTwice(t)
 	small := filled(awsapi.SmallBodyBytes)
 	var wg sync.WaitGroup
 	var bodies []*io.PipeWriter
@@ -156,12 +179,7 @@ func (s *served) begin(n int, body string) ([]*io.PipeWriter, chan int) {
 // of other connections find room.
 func TestOneConnectionTakesLittleRoom(t *testing.T) {
 	t.Parallel()
-	s := open(t, willing(), overTLS("h2"), func(_ *awsapi.Config, s *served) { s.room = 50 * time.Millisecond })
-	another := &http.Client{Transport: s.client.Transport.(*http.Transport).Clone()}
-	defer another.CloseIdleConnections()
-	if a := s.call("Encrypt", "{}"); a.proto != "HTTP/2.0" { // all that follows is on this connection
-		t.Fatalf("%s", a.proto)
-	}
+	s, another := openTwice(t)
 	const held = awsapi.ConnLargeBytes / awsapi.MaxBodyBytes
 	bodies, statuses := s.begin(awsapi.MaxStreams, "{}")
 	for range len(bodies) - held { // they do not wait for ever

@@ -26,6 +26,8 @@ const regionHeader = "keyhold-region"
 const (
 	maxRegionBytes    = 64
 	maxUserAgentBytes = 256
+	// maxWhyBytes bounds what is logged of a handshake that failed.
+	maxWhyBytes = 512
 )
 
 // connection is what authentication finds out about a connection, once for all of
@@ -126,7 +128,8 @@ func (s *Server) refuseConnection(from net.Addr, err error) {
 	if s.cfg.Refused != nil {
 		s.cfg.Refused()
 	}
-	s.strangers.Warn(context.Background(), "TLS handshake failed", "from", address(from), "why", err.Error())
+	why := err.Error() // it may quote what a certificate says of itself
+	s.strangers.Warn(context.Background(), "TLS handshake failed", "from", address(from), "why", why[:min(len(why), maxWhyBytes)])
 }
 
 // refuse answers a caller that nobody knows.

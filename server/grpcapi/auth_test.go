@@ -1,10 +1,16 @@
 package grpcapi_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -14,6 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	keyholdv1 "github.com/keyhold/keyhold/proto/keyhold/v1"
+	"github.com/keyhold/keyhold/server/grpcapi"
 	"github.com/keyhold/keyhold/server/identity"
 )
 
@@ -59,6 +66,32 @@ func TestAuthentication(t *testing.T) {
 	// gRPC may try a connection again.
 	if n := d.refused.Load(); n < 6 {
 		t.Errorf("%d refusals counted, want 6 or more", n)
+	}
+}
+
+// Whoever says nothing that could be refused, as probes do, is no refusal; and of
+// what strangers say of themselves little is logged.
+func TestRefusedConnections(t *testing.T) {
+	t.Parallel()
+	var logged bytes.Buffer
+	refused := 0
+	s, err := grpcapi.New(grpcapi.Config{
+		Core: &core{}, TLS: &tls.Config{MinVersion: tls.VersionTLS13, ClientAuth: tls.RequireAndVerifyClientCert}, MaxConnections: 1,
+		Logger: slog.New(slog.NewTextHandler(&logged, nil)), Refused: func() { refused++ },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	from := &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 443}
+	for _, silent := range []error{io.EOF, &net.OpError{Op: "read", Err: syscall.ECONNRESET}} {
+		s.RefuseConnection(from, silent)
+	}
+	if refused != 0 || logged.Len() > 0 {
+		t.Errorf("%d refusals of probes, %q", refused, logged.String())
+	}
+	s.RefuseConnection(from, errors.New(strings.Repeat("x", 100_000)))
+	if refused != 1 || logged.Len() > 1000 || !strings.Contains(logged.String(), "192.0.2.1") {
+		t.Errorf("%d refusals, %d bytes are logged", refused, logged.Len())
 	}
 }
 

@@ -1,6 +1,7 @@
 package grpcapi
 
 import (
+	"net"
 	"testing"
 
 	"google.golang.org/grpc/mem"
@@ -35,3 +36,6 @@ func EncodedAndFreed(t *testing.T, m proto.Message) map[string][]byte {
 	}
 	return out
 }
+
+// RefuseConnection is what a handshake that fails does.
+func (s *Server) RefuseConnection(from net.Addr, err error) { s.refuseConnection(from, err) }
