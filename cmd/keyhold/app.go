@@ -163,7 +163,7 @@ func (a *app) withClient(use func(*client.Client) error) error {
 	if err := c.Close(); err != nil && useErr == nil {
 		return err
 	}
-	return addConnectionHint(useErr, conf)
+	return addConnectionHint(notEncoded(useErr), conf)
 }
 
 // noArguments refuses arguments. It is cobra.NoArgs, which takes them for unknown

@@ -47,6 +47,16 @@ func rpcError(err error) error {
 	return err
 }
 
+// notEncoded makes wrong usage of what gRPC says of an argument that it could not
+// encode.
+func notEncoded(err error) error {
+	var e *client.Error
+	if errors.As(err, &e) && e.Status == codes.Internal && strings.Contains(e.Message, "invalid UTF-8") {
+		return usagef("an argument is not UTF-8: names, descriptions, tags and encryption contexts must be")
+	}
+	return err
+}
+
 // addConnectionHint says what to look at when the server could not be reached
 // or did not accept the caller. Only what has no exception's name is about the
 // connection.
@@ -55,9 +65,6 @@ func addConnectionHint(err error, conf *config) error {
 	var e *client.Error
 	if errors.As(err, &hinted) || !errors.As(err, &e) || e.Exception != "" {
 		return err
-	}
-	if e.Status == codes.Internal && strings.Contains(e.Message, "invalid UTF-8") {
-		return usagef("an argument is not UTF-8: names, descriptions, tags and encryption contexts must be")
 	}
 	where := fmt.Sprintf("KEYHOLD_ADDR is %s (%s)", conf.text(setAddr), conf.source(setAddr))
 	switch {

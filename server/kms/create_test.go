@@ -298,6 +298,22 @@ func TestReconcileAfterFailedCreation(t *testing.T) {
 	}
 }
 
+// reconcileBesideCreation begins to make a key, and reconciles once that is held: it
+// wants no orphans. The creation's end is sent to done.
+func (w *world) reconcileBesideCreation(held <-chan struct{}) (done <-chan error) {
+	w.t.Helper()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := w.svc.Do(w.t.Context(), alice(), "CreateKey", &keyholdv1.CreateKeyRequest{})
+		ended <- err
+	}()
+	<-held
+	if orphans, err := w.svc.Reconcile(w.t.Context()); err != nil || len(orphans) != 0 {
+		w.t.Errorf("orphans %+v, %v", orphans, err)
+	}
+	return ended
+}
+
 // A key whose record is complete in the store, and not known to memory yet.
 func TestReconcileBesideACommit(t *testing.T) {
 	t.Parallel()
@@ -311,15 +327,7 @@ func TestReconcileBesideACommit(t *testing.T) {
 		return nil
 	}
 	db.after.Store(&after)
-	done := make(chan error, 1)
-	go func() {
-		_, err := w.svc.Do(t.Context(), alice(), "CreateKey", &keyholdv1.CreateKeyRequest{})
-		done <- err
-	}()
-	<-held
-	if orphans, err := w.svc.Reconcile(t.Context()); err != nil || len(orphans) != 0 {
-		t.Errorf("orphans %+v, %v", orphans, err)
-	}
+	done := w.reconcileBesideCreation(held)
 	close(release)
 	if err := <-done; err != nil {
 		t.Error(err)
@@ -342,15 +350,7 @@ func TestReconcileBesideCreations(t *testing.T) {
 		return nil
 	}
 	fake.before.Store(&before)
-	done := make(chan error, 1)
-	go func() {
-		_, err := w.svc.Do(t.Context(), alice(), "CreateKey", &keyholdv1.CreateKeyRequest{})
-		done <- err
-	}()
-	<-held
-	if orphans, err := w.svc.Reconcile(t.Context()); err != nil || len(orphans) != 0 {
-		t.Errorf("orphans %+v, %v", orphans, err)
-	}
+	done := w.reconcileBesideCreation(held)
 	if ids, _ := w.listKeys(nil); len(ids) != 0 {
 		t.Errorf("a key that is not finished is listed: %v", ids)
 	}

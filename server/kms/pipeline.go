@@ -150,7 +150,7 @@ func calm(op *operation, err *error) {
 	}
 }
 
-// act is step 11. What it answers beside an error is none.
+// act is step 11. An answer beside an error counts for nothing.
 func (s *Service) act(ctx context.Context, c *call) (resp proto.Message, err error) {
 	defer calm(c.op, &err)
 	// An item of a batch may have waited long for its turn since step 7: once
